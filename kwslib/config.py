@@ -1,0 +1,118 @@
+"""Every size and setting that is not a recipe: frozen dataclasses, validated where they are made."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+
+SAMPLE_RATE = 16_000  # Hz, the only rate inside this package
+CLIP_SAMPLES = 16_000  # a clip is one second
+
+SPLITS = ("speaker", "random")
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """Log-mel front end, as in the reports except for the framing.
+
+    ``causal`` puts ``n_fft`` zeros before the clip and nothing after it, so a clip and a stream
+    see the same numbers. ``centered`` reflects the clip at both ends, as in the reports.
+    Both give 101 frames for one second.
+    """
+
+    n_mels: int = 40
+    n_fft: int = 400
+    hop_length: int = 160
+    framing: str = "causal"
+
+    def __post_init__(self):
+        if self.framing not in ("causal", "centered"):
+            raise ValueError(f"framing must be 'causal' or 'centered', not {self.framing!r}")
+
+
+@dataclass(frozen=True)
+class CRNNConfig:
+    """Sizes of a convolutional recurrent net with attention; names and defaults as in the reports.
+
+    ``kernel_size`` and ``stride`` are (mel bins, frames). ``attention_size`` is the inner size of
+    the additive attention; ``None`` means ``hidden_size``, smaller is report B's bottleneck.
+    """
+
+    cnn_out_channels: int = 8
+    kernel_size: tuple[int, int] = (5, 20)
+    stride: tuple[int, int] = (2, 8)
+    hidden_size: int = 64
+    gru_num_layers: int = 2
+    attention_size: int | None = None
+    n_mels: int = 40
+    num_classes: int = 2
+
+    @property
+    def conv_bins(self) -> int:
+        """Mel positions that the convolution visits."""
+        return (self.n_mels - self.kernel_size[0]) // self.stride[0] + 1
+
+    @property
+    def gru_input_size(self) -> int:
+        return self.cnn_out_channels * self.conv_bins
+
+    def n_steps(self, n_frames: int) -> int:
+        """Convolution steps for ``n_frames`` log-mel frames: 101 frames give 11 by default."""
+        return max(0, (n_frames - self.kernel_size[1]) // self.stride[1] + 1)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Sizes of a run, never other code paths."""
+
+    name: str
+    synthetic_speakers: int  # speakers of the synthetic corpus
+    seeds: int  # runs per experiment
+    epochs_percent: int  # of what a recipe asks for
+    views: int  # augmented copies of each training clip
+    bootstrap: int  # resamples behind an interval
+
+
+PROFILES = {
+    p.name: p
+    for p in (
+        Profile("smoke", synthetic_speakers=24, seeds=1, epochs_percent=5, views=1, bootstrap=200),
+        Profile("standard", synthetic_speakers=180, seeds=3, epochs_percent=100, views=8, bootstrap=1000),
+        Profile("full", synthetic_speakers=180, seeds=10, epochs_percent=200, views=16, bootstrap=2000),
+    )
+}
+
+
+def profile(name: str) -> Profile:
+    """The profile of that name, or a sentence that lists the ones there are."""
+    if name not in PROFILES:
+        raise ValueError(f"unknown profile {name!r}: choose one of {', '.join(PROFILES)}")
+    return PROFILES[name]
+
+
+def describe(value: object) -> object:
+    """A recipe as plain JSON values: dataclasses become dicts that name their class.
+
+    >>> describe(FeatureConfig(n_mels=20))["n_mels"]
+    20
+    """
+    if dataclasses.is_dataclass(value):
+        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"class": type(value).__name__, **fields}
+    if isinstance(value, list | tuple):
+        return [describe(item) for item in value]
+    if isinstance(value, dict):
+        return {key: describe(item) for key, item in value.items()}
+    return value
+
+
+def identity(*parts: object) -> str:
+    """Sixteen hex digits that change whenever any part of a recipe changes.
+
+    >>> identity(CRNNConfig()) == identity(CRNNConfig())
+    True
+    >>> identity(CRNNConfig()) == identity(CRNNConfig(hidden_size=32))
+    False
+    """
+    text = json.dumps(describe(parts), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

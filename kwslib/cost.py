@@ -1,0 +1,116 @@
+"""What a model costs: multiply-accumulates, parameters, milliseconds (bytes: room ``quantize``).
+
+One multiply and one add are 1 MAC. MACs are counted on a freshly built float model of the same
+architecture, never on the object that is saved (thop leaves buffers in what it profiles) and
+never on a quantized one (thop sees only its convolution). The front end is not counted.
+"""
+
+import statistics
+import time
+import warnings
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, CRNNConfig, FeatureConfig
+from kwslib.features import n_frames
+from kwslib.models import CRNN
+
+REPORT_BATCH = 128  # the reports counted a batch of 128 clips
+
+CONVENTION = (
+    "1 multiply-add = 1 MAC, one 1-s clip of 101 frames, front end excluded; macs_per_clip as thop 0.1.1 counts "
+    "(element-wise GRU work included, convolution bias not), macs_exact_per_clip matrix products only"
+)
+
+
+def clip_macs(config: CRNNConfig) -> int:
+    """MACs for one 1-s clip in thop's convention: 932,224 for the baseline.
+
+    >>> clip_macs(CRNNConfig())
+    932224
+    """
+    import thop
+
+    x = torch.zeros(1, config.n_mels, n_frames(FeatureConfig(n_mels=config.n_mels)))
+    with warnings.catch_warnings():  # thop compares versions with the deprecated distutils
+        warnings.simplefilter("ignore", DeprecationWarning)
+        macs, _ = thop.profile(CRNN(config).eval(), (x,), verbose=False)
+    return int(macs)
+
+
+def conv_bias_macs(config: CRNNConfig) -> int:
+    """Additions of the convolution's bias, which the older thop of the reports counted, per clip."""
+    return config.conv_bins * config.n_steps(n_frames(FeatureConfig())) * config.cnn_out_channels
+
+
+def exact_clip_macs(config: CRNNConfig) -> int:
+    """MACs of the matrix products in one clip, by torch's FlopCounterMode (2 FLOPs = 1 MAC).
+
+    >>> exact_clip_macs(CRNNConfig())
+    913920
+    """
+    model = CRNN(config).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, config.n_mels, n_frames(FeatureConfig(n_mels=config.n_mels))))
+    return counter.get_total_flops() // 2
+
+
+def step_macs(config: CRNNConfig) -> int:
+    """MACs of one streaming step: a convolution column, the GRU, one energy, the weighted sum, logits.
+
+    The sum over the attention window is counted at one second of steps.
+    """
+    h, inner = config.hidden_size, config.attention_size or config.hidden_size
+    conv = config.conv_bins * config.cnn_out_channels * config.kernel_size[0] * config.kernel_size[1]
+    sizes = [config.gru_input_size] + [h] * (config.gru_num_layers - 1)
+    gru = sum(3 * h * (size + h) for size in sizes)
+    attention = h * inner + inner + config.n_steps(n_frames(FeatureConfig())) * h
+    return conv + gru + attention + h * config.num_classes
+
+
+def steps_per_second(config: CRNNConfig) -> float:
+    """How often a streaming model advances: 12.5 times a second by default."""
+    return SAMPLE_RATE / FeatureConfig().hop_length / config.stride[1]
+
+
+def latency_ms(call, repeats: int = 30) -> dict[str, float]:
+    """Median and quartiles of the wall time of ``call()`` on one thread, in milliseconds."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            for _ in range(3):
+                call()
+            times = []
+            for _ in range(repeats):
+                began = time.perf_counter()
+                call()
+                times.append(1000 * (time.perf_counter() - began))
+    finally:
+        torch.set_num_threads(threads)
+    low, median, high = statistics.quantiles(times, n=4)
+    return {"median": median, "q25": low, "q75": high}
+
+
+def cost(config: CRNNConfig) -> dict:
+    """The cost part of a record that depends on the architecture alone."""
+    macs = clip_macs(config)
+    return {
+        "params": sum(p.numel() for p in CRNN(config).parameters()),
+        "macs_per_clip": macs,
+        "macs_exact_per_clip": exact_clip_macs(config),
+        "macs_per_second": round(step_macs(config) * steps_per_second(config)),
+        "thop_macs_batch128": macs * REPORT_BATCH,
+        "thop_macs_batch128_with_bias": (macs + conv_bias_macs(config)) * REPORT_BATCH,
+        "steps_per_clip": config.n_steps(n_frames(FeatureConfig())),
+        "macs_convention": CONVENTION,
+    }
+
+
+def clip_latency_ms(model: nn.Module, n_mels: int = 40) -> dict[str, float]:
+    """Latency of one clip through the model, front end excluded."""
+    dtype = next((p.dtype for p in model.parameters()), torch.float32)
+    x = torch.zeros(1, n_mels, CLIP_SAMPLES // FeatureConfig().hop_length + 1, dtype=dtype)
+    return latency_ms(lambda: model(x))

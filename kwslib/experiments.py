@@ -1,0 +1,481 @@
+"""Recipe x seed -> checkpoint + record: cached, resumed, in parallel.
+
+An experiment is data. Its identity is a hash of the recipe, the corpus, the split, the seed and
+what it starts from. Same identity: the result is loaded. Interrupted: training goes on after the
+last epoch. Anything else: it is trained.
+"""
+
+import dataclasses
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from joblib import Parallel, cpu_count, delayed
+from torch import nn
+from tqdm.auto import tqdm
+
+from kwslib import augment, corpora, cost, features, metrics, models, paths, quantize, records, splits, tracking, train
+from kwslib.augment import Augmentation
+from kwslib.config import SPLITS, CRNNConfig, FeatureConfig, Profile, describe, identity, profile
+from kwslib.losses import Labels
+from kwslib.train import Training
+
+
+class ExperimentError(RuntimeError):
+    """An experiment cannot run or failed; the message says which, why and what to do."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A named recipe, run once per seed.
+
+    Attributes:
+        name: of its files; also how other experiments refer to it.
+        student: architecture. Leave it out when ``start`` gives the model.
+        teacher: name of the experiment whose model of the same seed teaches.
+        losses: terms of ``kwslib.losses``, added up.
+        training, augmentation: how it is trained.
+        start: name of the experiment whose trained model ``after`` is applied to, without training.
+        after: post-training steps such as ``Half()`` or ``DynamicInt8()``, in order.
+        control: name of the experiment this one is compared with, for example without teacher.
+        note: one line for the report.
+    """
+
+    name: str
+    student: CRNNConfig | None = None
+    teacher: str | None = None
+    losses: tuple = (Labels(),)
+    training: Training = Training()
+    augmentation: Augmentation = Augmentation()
+    start: str | None = None
+    after: tuple = ()
+    control: str | None = None
+    note: str = ""
+
+    def __post_init__(self):
+        if self.name != paths.slug(self.name):
+            raise ValueError(
+                f"experiment name {self.name!r} is not usable as a file name: try {paths.slug(self.name)!r}"
+            )
+        if (self.student is None) == (self.start is None):
+            raise ValueError(f"experiment {self.name!r} needs either a student to train or a start to build on")
+        if self.teacher is None and any(term.needs_teacher for term in self.losses):
+            raise ValueError(f"experiment {self.name!r} distils but names no teacher")
+
+    @property
+    def needs(self) -> list[str]:
+        """Experiments that must be finished first."""
+        return [name for name in (self.teacher, self.start) if name]
+
+
+@dataclass(frozen=True)
+class Study:
+    """One corpus, keyword and split; made by ``open_study``. Knows its data and its files."""
+
+    corpus_argument: str
+    keyword: str
+    split_name: str
+    profile: Profile
+    seeds: int
+
+    @property
+    def name(self) -> str:
+        return paths.study_name(self.corpus_argument, self.keyword, self.split_name)
+
+    @cached_property
+    def corpus(self) -> corpora.Corpus:
+        return corpora.load(self.corpus_argument, self.keyword, self.profile.name)
+
+    @cached_property
+    def split(self) -> splits.Split:
+        return splits.load(self.corpus, self.keyword, self.split_name)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """1 for clips of the keyword, (clips,)."""
+        return self.corpus.is_keyword(self.keyword).astype(np.int64)
+
+    @cached_property
+    def logmels(self) -> np.ndarray:
+        """Log-mels of all clips, (clips, F, T)."""
+        return features.logmels(self.corpus)
+
+    def bank(self, augmentation: Augmentation) -> np.ndarray:
+        """Augmented log-mels of the training clips, (views, train clips, F, T)."""
+        return augment.bank(self.corpus, self.split.train, self.profile.views, augmentation, FeatureConfig())
+
+    def summary(self) -> pd.DataFrame:
+        """What is studied, as a table."""
+        rows = {"study": self.name, "keyword": self.keyword, "split": self.split_name, "profile": self.profile.name}
+        rows |= {"seeds": self.seeds, **self.corpus.summary()}
+        return pd.DataFrame({"value": rows})
+
+    def checkpoint(self, experiment: str, seed: int = 0) -> Path:
+        return paths.checkpoints(self.name) / f"{experiment}-seed{seed}.pt"
+
+    def model(self, experiment: str, seed: int = 0) -> nn.Module:
+        """The trained model of an experiment.
+
+        Raises:
+            ExperimentError: it was not trained yet, or its file is damaged.
+        """
+        try:
+            return quantize.load(self.checkpoint(experiment, seed))[0]
+        except models.CheckpointError as error:
+            raise ExperimentError(f"the model of {experiment!r}, seed {seed}, is not available: {error}") from None
+
+    def run(self, experiments: Sequence[Experiment]) -> "Results":
+        """Run what is not done yet, in parallel over cores, and return all results so far.
+
+        Raises:
+            ExperimentError: something an experiment needs is missing, or a run failed. What the
+                other runs computed is kept.
+        """
+        return _run(self, list(experiments))
+
+    def results(self) -> "Results":
+        """Everything this study has records of, under its own profile."""
+        return Results(self, [r for r in records.load(self.name) if r["profile"] == self.profile.name])
+
+
+@dataclass(frozen=True)
+class Results:
+    """Records of a study with the tables a notebook shows."""
+
+    study: Study
+    records: list[dict] = field(repr=False)
+
+    def __getitem__(self, experiment: str) -> pd.Series:
+        """Means over the seeds of one experiment, for example ``results["baseline"].au_fa_fr``."""
+        return self.summary.loc[experiment]
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        return records.summary(self.records)
+
+
+def open_study(
+    corpus: str = "synthetic",
+    keyword: str = "sheila",
+    split: str = "speaker",
+    profile_name: str = "standard",
+    seeds: int = 0,
+) -> Study:
+    """Check the parameters of a run and open its study; the corpus is prepared when first used.
+
+    Args:
+        corpus: ``synthetic`` or a folder ``<root>/<word>/*.{wav,flac}``.
+        seeds: runs per experiment; 0 takes the profile's number.
+
+    Raises:
+        ValueError: an unknown profile or split, or a negative number of seeds.
+        ExperimentError: the study's folder holds results of a larger profile.
+    """
+    chosen = profile(profile_name)
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+    if not isinstance(seeds, int) or seeds < 0:
+        raise ValueError(f"seeds must be a whole number, 0 for the profile's own, not {seeds!r}")
+    study = Study(str(corpus), str(keyword), split, chosen, seeds or chosen.seeds)
+    _refuse_to_overwrite(study)
+    return study
+
+
+def _refuse_to_overwrite(study: Study) -> None:
+    """A quick run must not replace the results of a long one."""
+    sizes = {"smoke": 0, "standard": 1, "full": 2}
+    for file in (paths.reports(study.name) / "records").glob("*.json"):
+        found = records.read(file)["profile"]
+        if sizes[found] > sizes[study.profile.name]:
+            raise ExperimentError(
+                f"{paths.reports(study.name)} holds results of profile {found!r}, which a {study.profile.name!r} run "
+                "would replace: use that profile, move the folder away, or set KWS_HOME to another folder"
+            )
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One experiment and seed, with everything a worker process needs to know."""
+
+    study: Study
+    experiment: Experiment
+    seed: int
+    order: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.experiment.name}-seed{self.seed}"
+
+    @property
+    def training(self) -> Training:
+        """The recipe's training at the profile's size."""
+        epochs = max(1, round(self.experiment.training.epochs * self.study.profile.epochs_percent / 100))
+        return dataclasses.replace(self.experiment.training, epochs=epochs)
+
+    @cached_property
+    def identity(self) -> str:
+        recipe = {**describe(self.experiment), "name": "", "note": "", "control": "", "training": self.training}
+        origins = [_identity_on_disk(self.study, name, self.seed) for name in self.experiment.needs]
+        profile = self.study.profile
+        sizes = (profile.views, profile.bootstrap) if self.experiment.student else (profile.bootstrap,)
+        return identity(recipe, self.study.corpus.fingerprint, self.study.split.sha256, self.seed, origins, sizes)
+
+    def is_done(self) -> bool:
+        """Whether record and checkpoint of exactly this recipe are there and belong together."""
+        file = records.path(self.study.name, self.experiment.name, self.seed)
+        checkpoint = self.study.checkpoint(self.experiment.name, self.seed)
+        if not (file.exists() and checkpoint.exists()):
+            return False
+        try:
+            record, sidecar = records.read(file), models.read_sidecar(checkpoint)
+        except (records.RecordError, models.CheckpointError):
+            return False
+        same_file = record["checkpoint"]["sha256"] == sidecar.get("sha256")
+        return record["identity"] == self.identity == sidecar.get("identity") and same_file
+
+
+def _identity_on_disk(study: Study, experiment: str, seed: int) -> str:
+    checkpoint = study.checkpoint(experiment, seed)
+    try:
+        return models.read_sidecar(checkpoint)["identity"]
+    except (models.CheckpointError, KeyError) as error:
+        raise ExperimentError(
+            f"{experiment!r} (seed {seed}) is needed but has no checkpoint in {checkpoint.parent}: "
+            f"run the notebook that defines it first ({error})"
+        ) from None
+
+
+def _run(study: Study, experiments: list[Experiment]) -> Results:
+    names = [e.name for e in experiments]
+    if len(set(names)) < len(names):
+        raise ExperimentError(f"two experiments share a name: {', '.join(names)}")
+    offset = _next_order(study, names)
+    waiting = [
+        _Task(study, experiment, seed, offset + position)
+        for position, experiment in enumerate(experiments)
+        for seed in range(study.seeds)
+    ]
+    failures: dict[str, str] = {}
+    logs: list[Path] = []
+    with tqdm(total=len(waiting), desc=study.name, unit="run") as bar:
+        while waiting:
+            open_names = {task.experiment.name for task in waiting}
+            wave = [task for task in waiting if not open_names.intersection(task.experiment.needs)]
+            if not wave:
+                raise ExperimentError(
+                    f"these experiments need one another in a circle: {', '.join(sorted(open_names))}"
+                )
+            waiting = [task for task in waiting if task not in wave]
+            broken = {label.rpartition("-seed")[0] for label in failures}
+            for task in [t for t in wave if broken.intersection(t.experiment.needs)]:
+                failures[task.label] = "what it needs failed"
+                wave.remove(task)
+            todo = [task for task in wave if not task.is_done()]
+            bar.update(len(wave) - len(todo))
+            for task in wave:
+                if task not in todo:
+                    _refresh(task)
+            _prepare_data(study, todo)
+            for label, error in _in_parallel(todo):
+                bar.set_postfix_str(label)
+                bar.update()
+                if error:
+                    failures[label] = error
+            logs += [tracking.csv_path(study.name, t.experiment.name, t.seed) for t in todo if t.experiment.student]
+    tracking.mirror(study.name, [log for log in logs if log.exists()])
+    if failures:
+        listing = "; ".join(f"{label}: {error}" for label, error in failures.items())
+        raise ExperimentError(f"{len(failures)} runs failed, the others are kept. {listing}")
+    return study.results()
+
+
+def _next_order(study: Study, names: list[str]) -> int:
+    """Where these experiments stand in the tables: their old place, or behind all others."""
+    try:
+        existing = {r["experiment"]: r["order"] for r in records.load(study.name)}
+    except records.RecordError:
+        return 0
+    known = [existing[name] for name in names if name in existing]
+    return min(known) if known else max(existing.values()) + 1
+
+
+def _refresh(task: _Task) -> None:
+    """Keep order, control and note of a finished record up to date; they are not part of its identity."""
+    record = records.read(records.path(task.study.name, task.experiment.name, task.seed))
+    fresh = _wording(task)
+    if any(record[key] != value for key, value in fresh.items()):
+        records.write(task.study.name, record | fresh)
+
+
+def _wording(task: _Task) -> dict:
+    return {"order": task.order, "control": task.experiment.control, "note": task.experiment.note}
+
+
+def _prepare_data(study: Study, tasks: list[_Task]) -> None:
+    """Compute what the workers share before they start, so that none waits for another."""
+    if tasks:
+        _ = study.logmels
+        for augmentation in {task.experiment.augmentation for task in tasks if task.experiment.student}:
+            study.bank(augmentation)
+
+
+def _in_parallel(tasks: list[_Task]):
+    """(label, error or '') of each task as it ends. One process per core, one thread each."""
+    jobs = min(cpu_count(), len(tasks)) or 1
+    return Parallel(n_jobs=jobs, return_as="generator_unordered")(delayed(_attempt)(task) for task in tasks)
+
+
+def _attempt(task: _Task) -> tuple[str, str]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        _execute(task)
+        return task.label, ""
+    except Exception as error:  # one failing run must not take the others with it
+        return task.label, f"{type(error).__name__}: {error}"
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _execute(task: _Task) -> None:
+    """Train or convert one model, save it, load it again, score it, write the record."""
+    began = time.perf_counter()
+    study, experiment = task.study, task.experiment
+    if experiment.student is not None:
+        model, history = _trained(task)
+        config = experiment.student
+    else:
+        model, history = study.model(experiment.start, task.seed), []
+        config = model.config
+    for step in experiment.after:
+        model = step(model)
+    checkpoint = study.checkpoint(experiment.name, task.seed)
+    described = {
+        "experiment": experiment.name,
+        "seed": task.seed,
+        "identity": task.identity,
+        "study": study.name,
+        "keyword": study.keyword,
+        "features": describe(FeatureConfig()),
+        "model": describe(config),
+    }
+    sidecar = quantize.save(checkpoint, model.cpu(), described)
+    written = study.model(experiment.name, task.seed)  # what is scored is what was written
+    record = {
+        **described,
+        **_wording(task),
+        "profile": study.profile.name,
+        "precision": sidecar["precision"],
+        "epochs": len(history),
+        "recipe": describe(experiment),
+        "data": _data(study),
+        "cost": {**cost.cost(config), **quantize.sizes(written), "checkpoint_bytes": sidecar["checkpoint_bytes"]},
+        "metrics": _measure(study, written),
+        "history": {key: [row[key] for row in history] for key in (history[0] if history else {}) if key != "wall_s"},
+        "checkpoint": {"file": checkpoint.name, "sha256": sidecar["sha256"]},
+        "run": {
+            "wall_s": round(time.perf_counter() - began, 1),
+            "latency_ms_per_clip": round(cost.clip_latency_ms(written)["median"], 3),
+            "device": _device(),
+            **environment(),
+        },
+    }
+    records.write(study.name, record)
+    _resume_file(task).unlink(missing_ok=True)
+
+
+def _trained(task: _Task) -> tuple[nn.Module, list[dict]]:
+    study, experiment = task.study, task.experiment
+    torch.manual_seed(task.seed)
+    model = models.CRNN(experiment.student)
+    teacher = study.model(experiment.teacher, task.seed) if experiment.teacher else None
+    train_rows, val_rows = study.split.train, study.split.val
+    data = train.Data(
+        bank=study.bank(experiment.augmentation),
+        labels=study.labels[train_rows],
+        val=study.logmels[val_rows],
+        val_labels=study.labels[val_rows],
+    )
+    log = tracking.CsvLog(tracking.csv_path(study.name, experiment.name, task.seed))
+    try:
+        history = train.fit(
+            model,
+            data,
+            task.training,
+            experiment.losses,
+            experiment.augmentation,
+            task.seed,
+            teacher=teacher,
+            resume=_resume_file(task),
+            on_epoch=log,
+            device=_device(),
+        )
+    finally:
+        log.close()
+    return model, history
+
+
+def _resume_file(task: _Task) -> Path:
+    """The state of an unfinished training; its name holds the identity, so another recipe never resumes it."""
+    return paths.checkpoints(task.study.name) / f"{task.label}.{task.identity}.resume"
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _data(study: Study) -> dict:
+    return {
+        "corpus": study.corpus.name,
+        "corpus_fingerprint": study.corpus.fingerprint,
+        "split": study.split.name,
+        "split_sha256": study.split.sha256,
+        "n_train": len(study.split.train),
+        "n_val": len(study.split.val),
+        "n_test": len(study.split.test),
+    }
+
+
+def _measure(study: Study, model: nn.Module) -> dict:
+    """The metrics part of a record: selected on val, reported on test."""
+    val, test = study.split.val, study.split.test
+    on_val = train.score(model, study.logmels[val])
+    on_test = train.score(model, study.logmels[test])
+    is_keyword = study.labels[test] == 1
+    speakers = study.corpus.clips["speaker"].to_numpy()[test]
+    area = metrics.au_fa_fr(on_test, is_keyword)
+    replicates = metrics.bootstrap(on_test, is_keyword, speakers, study.profile.bootstrap)
+    fa, fr, _ = metrics.fa_fr_curve(on_test, is_keyword)
+    corner = np.flatnonzero(np.diff(fr, prepend=np.inf, append=np.inf)[:-1] != 0)  # where a keyword is gained
+    return {
+        "au_fa_fr": area,
+        "au_fa_fr_val": metrics.au_fa_fr(on_val, study.labels[val] == 1),
+        "au_fa_fr_ci95": list(metrics.interval95(replicates)),
+        "roc_auc": metrics.roc_auc(area, is_keyword),
+        "n_keyword": int(is_keyword.sum()),
+        "n_other": int((~is_keyword).sum()),
+        "n_speakers": len(np.unique(speakers)),
+        "bootstrap": [float(f"{value:.4g}") for value in replicates],
+        "curve": {"fa": fa[corner].tolist(), "fr": fr[corner].tolist()},
+    }
+
+
+def environment() -> dict[str, str]:
+    """The machine and the versions that matter, in words."""
+    import torchaudio
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchaudio": torchaudio.__version__,
+        "numpy": np.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+    }

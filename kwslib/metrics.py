@@ -1,0 +1,89 @@
+"""Clip metrics: the FA-FR curve, the area under it, and intervals over speakers.
+
+FA and FR are divided by the number of *all* clips, as in the reports, so with p the share of
+keyword clips the area equals p (1 - p) (1 - ROC AUC). Lower is better.
+"""
+
+import numpy as np
+
+
+def fa_fr_curve(
+    scores: np.ndarray, is_keyword: np.ndarray, weights: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """False acceptances and rejections at every threshold, as shares of all clips.
+
+    Args:
+        scores: (N,), any real numbers, higher means keyword. Equal scores share a threshold.
+        is_keyword: (N,), bool.
+        weights: (N,), how often each clip counts; ``None`` counts each once.
+
+    Returns:
+        fa, fr, thresholds, each (distinct scores + 1,). A clip is accepted when its score is
+        >= the threshold. The first point accepts nothing (threshold inf, FA = 0), the last
+        everything (FR = 0): the curve is closed, so a constant score cannot look perfect.
+
+    Raises:
+        ValueError: shapes differ, a score is not a number, or one of the two classes is missing.
+
+    >>> fa, fr, thresholds = fa_fr_curve(np.array([0.9, 0.2, 0.6, 0.1]), np.array([1, 1, 0, 0], bool))
+    >>> fa.tolist(), fr.tolist()
+    ([0.0, 0.0, 0.25, 0.25, 0.5], [0.5, 0.25, 0.25, 0.0, 0.0])
+    """
+    scores, is_keyword = np.asarray(scores, np.float64), np.asarray(is_keyword, bool)
+    weights = np.ones(len(scores)) if weights is None else np.asarray(weights, np.float64)
+    if scores.ndim != 1 or scores.shape != is_keyword.shape or scores.shape != weights.shape:
+        raise ValueError(f"expected equal 1-D shapes, got {scores.shape}, {is_keyword.shape}, {weights.shape}")
+    if np.isnan(scores).any():
+        raise ValueError(f"{np.isnan(scores).sum()} of {len(scores)} scores are not numbers (NaN)")
+    positive, negative = weights * is_keyword, weights * ~is_keyword
+    if positive.sum() == 0 or negative.sum() == 0:
+        raise ValueError("the curve needs keyword clips and other clips, one of them is missing")
+    order = np.argsort(-scores, kind="stable")
+    last_of_tie = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    total = weights.sum()
+    fa = np.concatenate([[0.0], np.cumsum(negative[order])[last_of_tie]]) / total
+    accepted = np.concatenate([[0.0], np.cumsum(positive[order])[last_of_tie]])
+    fr = (positive.sum() - accepted) / total
+    return fa, fr, np.concatenate([[np.inf], scores[order][last_of_tie]])
+
+
+def au_fa_fr(scores: np.ndarray, is_keyword: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """Area under FR against FA by the trapezoid rule over every threshold; arguments as above.
+
+    >>> au_fa_fr(np.array([0.9, 0.8, 0.1]), np.array([True, True, False]))
+    0.0
+    >>> au_fa_fr(np.zeros(4), np.array([True, False, False, False]))  # constant: p (1 - p) / 2
+    0.09375
+    """
+    fa, fr, _ = fa_fr_curve(scores, is_keyword, weights)
+    return float(np.trapezoid(fr, fa))
+
+
+def roc_auc(area: float, is_keyword: np.ndarray) -> float:
+    """ROC AUC from AU-FA-FR, exact: 1 - area / (p (1 - p))."""
+    p = np.mean(is_keyword)
+    return float(1 - area / (p * (1 - p)))
+
+
+def speaker_weights(speakers: np.ndarray, resamples: int, seed: int = 0) -> np.ndarray:
+    """How often each clip counts in each bootstrap resample of *speakers*, (resamples, N).
+
+    Clips of one speaker succeed and fail together, so speakers are drawn, not clips. The same
+    speakers and seed give the same draws: replicates of two models can be subtracted.
+    """
+    names, index = np.unique(speakers, return_inverse=True)
+    draws = np.random.default_rng(seed).integers(0, len(names), (resamples, len(names)))
+    return np.stack([np.bincount(d, minlength=len(names)) for d in draws])[:, index]
+
+
+def bootstrap(scores: np.ndarray, is_keyword: np.ndarray, speakers: np.ndarray, resamples: int) -> np.ndarray:
+    """AU-FA-FR of each resample of speakers, (resamples,); NaN where a resample has one class only."""
+    weights = speaker_weights(speakers, resamples)
+    both = (weights[:, is_keyword].sum(1) > 0) & (weights[:, ~is_keyword].sum(1) > 0)
+    return np.array([au_fa_fr(scores, is_keyword, w) if ok else np.nan for w, ok in zip(weights, both, strict=True)])
+
+
+def interval95(replicates: np.ndarray) -> tuple[float, float]:
+    """The middle 95 % of bootstrap replicates (percentile method)."""
+    low, high = np.nanpercentile(replicates, [2.5, 97.5])
+    return float(low), float(high)

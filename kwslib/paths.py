@@ -1,0 +1,76 @@
+"""Where things live. Every path in notebooks, rooms and tests comes from here.
+
+Outputs go to the repository, whatever directory a kernel was started in; set ``KWS_HOME`` to
+keep a run's data, splits, checkpoints and reports elsewhere (the tests do).
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def home() -> Path:
+    """Folder that holds ``data/ data_splits/ checkpoints/ reports/`` of a run."""
+    return Path(os.environ.get("KWS_HOME") or ROOT).resolve()
+
+
+def slug(name: str) -> str:
+    """A name that is safe as a folder name on every system.
+
+    >>> slug("Zoom in!"), slug("arabic-speech-commands")
+    ('zoom-in', 'arabic-speech-commands')
+    """
+    return re.sub(r"[^\w.-]+", "-", name.strip().lower()).strip("-.") or "unnamed"
+
+
+def study_name(corpus: str, keyword: str, split: str) -> str:
+    """The name under which all outputs of one corpus, keyword and split live.
+
+    >>> study_name("synthetic", "sheila", "speaker")
+    'synthetic-sheila-speaker'
+    >>> study_name("/data/my words/", "zoom in", "random")
+    'my-words-zoom-in-random'
+    """
+    return "-".join(slug(part) for part in (Path(corpus).name, keyword, split))
+
+
+def corpus_folder(corpus: str) -> Path:
+    """The folder a corpus argument means; relative ones start at the repository's root."""
+    return (ROOT / Path(corpus).expanduser()).resolve()
+
+
+def data() -> Path:
+    """Prepared corpora: waveform stores and log-mels. Safe to delete."""
+    return home() / "data"
+
+
+def split_csv(corpus_name: str, split: str) -> Path:
+    """The recorded split of a corpus."""
+    return home() / "data_splits" / corpus_name / f"{split}.csv"
+
+
+def checkpoints(study: str) -> Path:
+    return home() / "checkpoints" / study
+
+
+def reports(study: str) -> Path:
+    return home() / "reports" / study
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write to a temporary name, then rename: a reader never sees half a file.
+
+    The temporary name is fixed, so a killed writer leaves at most one ``.tmp`` behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write sorted, indented JSON atomically."""
+    write_atomically(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")

@@ -1,0 +1,158 @@
+"""Fewer bits: half precision, dynamic int8, and checkpoints of every precision.
+
+A checkpoint names its weights as the float model does; an int8 one holds integer tensors with
+their scales under the same names. All are plain tensors: nothing is ever unpickled as code.
+"""
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.ao.nn.quantized import dynamic
+
+from kwslib import paths
+from kwslib.config import CRNNConfig
+from kwslib.models import CRNN, CheckpointError, read_sidecar, read_tensors, tensors_file
+
+SIDECAR_SCHEMA = 1
+INT8 = (dynamic.GRU, dynamic.Linear)
+
+
+class PrecisionError(ValueError):
+    """The model cannot be held in the wanted precision; the message says which weight breaks."""
+
+
+@dataclass(frozen=True)
+class Half:
+    """Cast to float16, weights and arithmetic, as in reports A, D and E.
+
+    Raises:
+        PrecisionError: a weight is not finite or exceeds what float16 can hold (65,504).
+    """
+
+    precision = "float16"
+
+    def __call__(self, model: nn.Module) -> nn.Module:
+        for name, weight in model.state_dict().items():
+            if not torch.isfinite(weight.half()).all():
+                raise PrecisionError(f"{name} does not fit into float16: its largest value is {weight.abs().max()}")
+        return model.half().eval()
+
+
+@dataclass(frozen=True)
+class DynamicInt8:
+    """Weights of GRU and Linear as int8, activations quantized on the fly, as in reports B and C.
+
+    The convolution stays in float32 (torch has no dynamic convolution). CPU only.
+    """
+
+    precision = "int8"
+
+    def __call__(self, model: nn.Module) -> nn.Module:
+        with warnings.catch_warnings():  # deprecated since 2.10, but torchao has no dynamic GRU
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.ao.quantization.quantize_dynamic(
+                model.float().cpu().eval(), {nn.GRU, nn.Linear}, dtype=torch.qint8
+            )
+
+
+PRECISIONS = {"float32": None, "float16": Half(), "int8": DynamicInt8()}
+
+
+def precision_of(model: nn.Module) -> str:
+    """``float32``, ``float16`` or ``int8``."""
+    if any(isinstance(module, INT8) for module in model.modules()):
+        return "int8"
+    return str(next(model.parameters()).dtype).removeprefix("torch.")
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The weights under the names of the float model, int8 ones as quantized tensors."""
+    state: dict[str, Tensor] = {}
+    for prefix, module in model.named_modules():
+        if isinstance(module, dynamic.GRU):
+            named = {**module.get_weight(), **module.get_bias()}
+        elif isinstance(module, dynamic.Linear):
+            named = {"weight": module.weight(), "bias": module.bias()}
+        else:
+            named = dict(module.named_parameters(recurse=False))
+        state |= {f"{prefix}.{name}": value.detach() for name, value in named.items()}
+    return state
+
+
+def sizes(model: nn.Module) -> dict[str, int]:
+    """Bytes of a model.
+
+    ``state_dict_bytes``: of ``torch.save(model.state_dict())``, the convention of the reports,
+    half of it container for a small model. ``weights_bytes``: the weights alone, an int8 tensor
+    with the 4 bytes of its scale.
+    """
+    weights = tensors(model).values()
+    return {
+        "state_dict_bytes": len(tensors_file(model.state_dict())),
+        "weights_bytes": sum(t.numel() * t.element_size() + (4 if t.is_quantized else 0) for t in weights),
+    }
+
+
+def save(path: Path, model: nn.Module, sidecar: dict) -> dict:
+    """Write a checkpoint: tensors in ``path``, and beside it the JSON that rebuilds the model.
+
+    The ``.pt`` comes last and whole, so a checkpoint that exists can be used.
+
+    Returns:
+        The sidecar as written: with ``schema, precision, checkpoint_bytes, sha256`` added.
+    """
+    content = tensors_file(tensors(model))
+    sidecar = {
+        **sidecar,
+        "schema": SIDECAR_SCHEMA,
+        "precision": precision_of(model),
+        "checkpoint_bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    paths.write_json(path.with_suffix(".json"), sidecar)
+    paths.write_atomically(path, content)
+    return sidecar
+
+
+def load(path: Path) -> tuple[nn.Module, dict]:
+    """The model of a checkpoint in its own precision, in eval mode, and its sidecar.
+
+    Raises:
+        CheckpointError: missing, damaged, foreign, changed after it was written, or of another schema.
+    """
+    path = Path(path)
+    sidecar = read_sidecar(path)
+    state = read_tensors(path)
+    if sidecar.get("sha256") != hashlib.sha256(path.read_bytes()).hexdigest():
+        raise CheckpointError(f"{path} and {path.with_suffix('.json').name} do not belong together: train it again")
+    try:
+        model = CRNN(config_of(sidecar)).eval()
+        convert = PRECISIONS[sidecar["precision"]]
+        model = convert(model) if convert else model
+        _fill(model, state)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not fit its description: {error}") from None
+    return model, sidecar
+
+
+def config_of(sidecar: dict) -> CRNNConfig:
+    """The architecture a sidecar describes."""
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in sidecar["model"].items() if k != "class"}
+    return CRNNConfig(**fields)
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put saved tensors into a freshly built model of the same precision."""
+    for prefix, module in model.named_modules():
+        own = {name.removeprefix(f"{prefix}."): t for name, t in state.items() if name.rpartition(".")[0] == prefix}
+        if isinstance(module, dynamic.GRU):
+            module.set_weight_bias(own)
+        elif isinstance(module, dynamic.Linear):
+            module.set_weight_bias(own["weight"], own["bias"])
+        elif own:
+            module.load_state_dict(own)

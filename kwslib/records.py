@@ -1,0 +1,159 @@
+"""Records: the JSON that one experiment and seed leaves behind, and tables made of them.
+
+A record is all that crosses from training to plots and report. What differs between two equal
+runs (times, machine) sits in its ``run`` block; everything else is reproducible.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kwslib import paths
+
+SCHEMA = 1
+
+
+class RecordError(ValueError):
+    """A record cannot be read; the message says which and what to do."""
+
+
+def path(study: str, experiment: str, seed: int) -> Path:
+    return paths.reports(study) / "records" / f"{experiment}-seed{seed}.json"
+
+
+def write(study: str, record: dict) -> Path:
+    target = path(study, record["experiment"], record["seed"])
+    paths.write_json(target, {"schema": SCHEMA, **record})
+    return target
+
+
+def read(file: Path) -> dict:
+    """One record.
+
+    Raises:
+        RecordError: damaged, or written by another version.
+    """
+    try:
+        record = json.loads(file.read_text())
+        known = record["schema"] == SCHEMA
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecordError(f"{file} is not a record ({error}): delete it and run the study again") from None
+    if not known:
+        raise RecordError(f"{file} has schema {record['schema']}, this version reads {SCHEMA}")
+    return record
+
+
+def load(study: str) -> list[dict]:
+    """All records of a study, in the order in which its notebooks ran them.
+
+    Raises:
+        RecordError: there are none, or one is damaged.
+    """
+    folder = paths.reports(study) / "records"
+    found = [read(file) for file in sorted(folder.glob("*.json"))]
+    if not found:
+        raise RecordError(f"no records in {folder}: run 'make reproduce' first")
+    return sorted(found, key=lambda r: (r["order"], r["experiment"], r["seed"]))
+
+
+def results(records: list[dict]) -> pd.DataFrame:
+    """One row per record: what ``results.csv`` holds. AU-FA-FR is on test unless it says val."""
+    rows = []
+    for r in records:
+        metrics, cost = r["metrics"], r["cost"]
+        rows.append(
+            {
+                "experiment": r["experiment"],
+                "seed": r["seed"],
+                "au_fa_fr": metrics["au_fa_fr"],
+                "au_fa_fr_val": metrics["au_fa_fr_val"],
+                "ci95_low": metrics["au_fa_fr_ci95"][0],
+                "ci95_high": metrics["au_fa_fr_ci95"][1],
+                "roc_auc": metrics["roc_auc"],
+                "n_keyword": metrics["n_keyword"],
+                "n_other": metrics["n_other"],
+                "params": cost["params"],
+                "macs_per_clip": cost["macs_per_clip"],
+                "macs_per_second": cost["macs_per_second"],
+                "state_dict_bytes": cost["state_dict_bytes"],
+                "weights_bytes": cost["weights_bytes"],
+                "precision": r["precision"],
+                "latency_ms_per_clip": r["run"]["latency_ms_per_clip"],
+                "epochs": r["epochs"],
+                "wall_s": r["run"]["wall_s"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def replicates(records: list[dict], experiment: str) -> np.ndarray:
+    """Bootstrap replicates of the mean over seeds: resample b drew the same speakers everywhere."""
+    own = [r["metrics"]["bootstrap"] for r in records if r["experiment"] == experiment]
+    return np.mean(np.array(own, dtype=float), axis=0)
+
+
+def interval95(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def summary(records: list[dict], baseline: str = "baseline") -> pd.DataFrame:
+    """One row per experiment, means over seeds, intervals over speakers, ratios to the baseline.
+
+    Columns: ``au_fa_fr, ci95_low, ci95_high, seed_low, seed_high, ratio`` (to the baseline's
+    AU-FA-FR), ``speed_up, compression`` (baseline's MACs and state-dict bytes over these),
+    ``control, gain, gain_low, gain_high`` (control's AU-FA-FR minus this one, positive is better,
+    with the interval of that difference on the same resampled speakers), costs, ``seeds, note``.
+    """
+    table = results(records)
+    by_name = table.groupby("experiment", sort=False)
+    first = {r["experiment"]: r for r in reversed(records)}
+    rows = {}
+    for name, runs in by_name:
+        mean, record = runs.mean(numeric_only=True), first[name]
+        low, high = interval95(replicates(records, name))
+        rows[name] = {
+            "au_fa_fr": mean["au_fa_fr"],
+            "ci95_low": low,
+            "ci95_high": high,
+            "seed_low": runs["au_fa_fr"].min(),
+            "seed_high": runs["au_fa_fr"].max(),
+            "params": int(mean["params"]),
+            "macs_per_clip": int(mean["macs_per_clip"]),
+            "state_dict_bytes": int(mean["state_dict_bytes"]),
+            "weights_bytes": int(mean["weights_bytes"]),
+            "latency_ms_per_clip": runs["latency_ms_per_clip"].median(),
+            "precision": record["precision"],
+            "control": record["control"],
+            "seeds": len(runs),
+            "note": record["note"],
+        }
+    out = pd.DataFrame(rows).T.infer_objects()
+    if baseline in out.index:
+        base = out.loc[baseline]
+        out["ratio"] = (out["au_fa_fr"] / base["au_fa_fr"]).astype(float) if base["au_fa_fr"] > 0 else np.nan
+        out["speed_up"] = (base["macs_per_clip"] / out["macs_per_clip"]).astype(float)
+        out["compression"] = (base["state_dict_bytes"] / out["state_dict_bytes"]).astype(float)
+    for name, control in out["control"].items():
+        if control in rows:
+            difference = replicates(records, control) - replicates(records, name)
+            out.loc[name, "gain"] = out.loc[control, "au_fa_fr"] - out.loc[name, "au_fa_fr"]
+            out.loc[name, ["gain_low", "gain_high"]] = interval95(difference)
+    return out.reindex(columns=[*out.columns, *(c for c in ("gain", "gain_low", "gain_high") if c not in out)])
+
+
+def pareto(summary: pd.DataFrame, cost: str, quality: str = "au_fa_fr") -> list[str]:
+    """Experiments that no other one beats in both cost and quality, cheapest first.
+
+    >>> table = pd.DataFrame({"c": [1, 2, 3], "q": [5.0, 6.0, 1.0]}, index=["a", "b", "d"])
+    >>> pareto(table, "c", "q")
+    ['a', 'd']
+    """
+    front, best = [], float("inf")
+    for name, row in summary.sort_values([cost, quality]).iterrows():
+        if row[quality] < best:
+            front.append(name)
+            best = row[quality]
+    return front

@@ -1,0 +1,157 @@
+"""Which clip is for training, validation and test: recorded in ``data_splits/``, verified at every load.
+
+A split depends on the recorded names alone, never on the order of files or on a random state.
+``speaker``: no speaker in two subsets, about 60/20/20 of the clips.
+``random``: 80/20 by clip and the 20 % serve as val and test, as in the reports.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from kwslib import paths
+from kwslib.config import SPLITS
+from kwslib.corpora import Corpus, speaker_of
+
+SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
+
+
+class SplitError(ValueError):
+    """The split does not exist, does not fit its corpus, or leaks; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers of a corpus for each subset, and the digest of the recorded file."""
+
+    name: str
+    train: np.ndarray
+    val: np.ndarray
+    test: np.ndarray
+    sha256: str
+
+    def subset(self, name: str) -> np.ndarray:
+        return {"train": self.train, "val": self.val, "test": self.test}[name]
+
+
+def _rank(name: str) -> str:
+    """A fixed pseudo-random order of names, the same on every machine."""
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def assign(clips: list[str], split: str) -> pd.DataFrame:
+    """Make the split: columns ``clip subset``, sorted by clip.
+
+    >>> names = [f"go/s{i}_nohash_0.wav" for i in range(10)]
+    >>> assign(names, "speaker")["subset"].value_counts().to_dict()
+    {'train': 6, 'val': 2, 'test': 2}
+    """
+    if split not in SPLITS:
+        raise SplitError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+    table = pd.DataFrame({"clip": sorted(clips)})
+    if split == "random":
+        order = table["clip"].map(_rank).rank(method="first") - 1
+        table["subset"] = np.where(order < round(0.8 * len(table)), "train", "test")
+        return table
+    speaker = table["clip"].map(speaker_of)
+    counts = speaker.value_counts()
+    ranked = sorted(counts.index, key=_rank)
+    # A speaker belongs where the middle of its clips falls when all clips stand in a row.
+    middle = counts[ranked].cumsum() - counts[ranked] / 2
+    edges = np.cumsum(list(SHARES.values()))[:-1] * len(table)
+    subset = dict(zip(ranked, np.array(list(SHARES))[np.searchsorted(edges, middle)], strict=True))
+    table["subset"] = speaker.map(subset)
+    return table
+
+
+def load(corpus: Corpus, keyword: str, split: str) -> Split:
+    """The recorded split of a corpus, made on first use and verified on every one.
+
+    Raises:
+        SplitError: the recorded file was edited, names other clips than the corpus holds,
+            shares a speaker between subsets, or leaves a subset without the keyword.
+    """
+    path = paths.split_csv(corpus.name, split)
+    if not path.exists():
+        table = assign(corpus.planned, split)
+        text = table.to_csv(index=False)
+        paths.write_atomically(path, text)
+        meta = {"corpus": corpus.name, "split": split, "clips": len(table), "sha256": _digest(text)}
+        paths.write_json(path.with_suffix(".json"), meta)
+    return _verified(corpus, keyword, split)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _verified(corpus: Corpus, keyword: str, split: str) -> Split:
+    path = paths.split_csv(corpus.name, split)
+    again = f"delete {path} (and its .json) to make a new one"
+    try:
+        recorded = json.loads(path.with_suffix(".json").read_text())["sha256"]
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        subset = table.set_index("clip")["subset"]
+    except (OSError, ValueError, KeyError) as error:
+        raise SplitError(f"the split {path} cannot be read ({error}): {again}") from None
+    if _digest(path.read_text()) != recorded:
+        raise SplitError(f"the split {path} was changed after it was recorded: restore it, or {again}")
+    if subset.index.has_duplicates or not set(subset) <= set(SHARES):
+        raise SplitError(f"the split {path} names a clip twice or an unknown subset: {again}")
+    if set(subset.index) != set(corpus.planned):
+        only_corpus = len(set(corpus.planned) - set(subset.index))
+        only_split = len(set(subset.index) - set(corpus.planned))
+        raise SplitError(
+            f"the split {path} does not fit the corpus {corpus.name}: {only_corpus} clips are new, "
+            f"{only_split} are gone. Restore the corpus, or {again}"
+        )
+    rows = corpus.clips["clip"].map(subset)
+    if split == "speaker":
+        shared = corpus.clips.groupby("speaker")["clip"].agg(lambda clips: subset[clips].nunique()) > 1
+        if shared.any():
+            raise SplitError(f"speaker {shared.idxmax()!r} is in two subsets of {path}: {again}")
+    train, val, test = (np.flatnonzero(rows == name) for name in SHARES)
+    result = Split(split, train, test if split == "random" else val, test, recorded)
+    keyword_speakers = corpus.clips["speaker"].where(corpus.is_keyword(keyword))
+    for name in SHARES:
+        found = keyword_speakers.iloc[result.subset(name)].nunique()
+        if found < 2:
+            raise SplitError(
+                f"the {name} part of {path} has {found} speakers of {keyword!r}, at least 2 are needed: "
+                "record more speakers, or use SPLIT=random"
+            )
+    return result
+
+
+def counts(corpus: Corpus, split: Split, keyword: str) -> pd.DataFrame:
+    """Clips, keyword clips and speakers of each subset."""
+    is_keyword = corpus.is_keyword(keyword)
+    rows = {}
+    for name in SHARES:
+        index = split.subset(name)
+        rows[name] = {
+            "clips": len(index),
+            "keyword clips": int(is_keyword[index].sum()),
+            "speakers": corpus.clips["speaker"].iloc[index].nunique(),
+            "speakers of the keyword": corpus.clips["speaker"].iloc[index][is_keyword[index]].nunique(),
+        }
+    return pd.DataFrame(rows).T
+
+
+def leaks(corpus: Corpus, split: Split) -> pd.DataFrame:
+    """What two subsets share: identical recordings (by content) and speakers; and what that means."""
+    content = np.array([hashlib.sha256(row.tobytes()).hexdigest() for row in corpus.waveforms])
+    speaker = corpus.clips["speaker"].to_numpy()
+    rows = {}
+    for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
+        first, second = split.subset(a), split.subset(b)
+        known = np.isin(speaker[second], speaker[first])
+        rows[f"{a} / {b}"] = {
+            "identical recordings": int(np.isin(content[second], content[first]).sum()),
+            "shared speakers": len(np.intersect1d(speaker[first], speaker[second])),
+            "clips of known speakers": f"{known.mean():.1%}",
+        }
+    return pd.DataFrame(rows).T

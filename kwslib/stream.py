@@ -1,0 +1,178 @@
+"""The same model on endless audio: an explicit state, exact for any chunking, bounded buffers.
+
+The state holds what the clip model would still need of the past: samples of the next frame,
+frames under the convolution's kernel, the GRU's state, and the last outputs that attention may
+see. Nothing is computed twice and nothing is guessed at a chunk's edge.
+
+Shapes: B streams, N samples, F mel bins, T frames, H hidden size, L layers, W window in steps.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, FeatureConfig
+from kwslib.features import LogMel
+from kwslib.models import keyword_score
+
+
+class State(NamedTuple):
+    """All a stream remembers. Values are never changed in place: one model serves many streams."""
+
+    samples: Tensor  # (B, < n_fft + hop) not yet under a complete frame
+    frames: Tensor  # (B, F, < kernel + stride) not yet under a complete convolution
+    hidden: Tensor  # (L, B, H) of the GRU
+    outputs: Tensor  # (B, <= W, H) last GRU outputs
+    energies: Tensor  # (B, <= W) their attention energies
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in self)
+
+
+class StreamingModel(nn.Module):
+    """Front end, convolution, GRU and windowed attention, advancing one convolution step at a time.
+
+    Shapes:
+        step(samples, state): (B, N) -> scores (B, steps), state; the scores are logit differences,
+        one for each step the samples completed, possibly none.
+
+    Args:
+        model: a clip model of any precision, trained with causal framing.
+        max_window_length: steps that attention may look back on; one second's worth by default.
+
+    Raises:
+        ValueError: the convolution skips frames (stride > kernel), or the window is empty.
+    """
+
+    def __init__(self, model: nn.Module, max_window_length: int | None = None):
+        super().__init__()
+        config = model.config
+        if config.stride[1] > config.kernel_size[1]:
+            raise ValueError("a stream needs a time stride that is not larger than the kernel")
+        self.model = model.eval()
+        self.front_end = LogMel(FeatureConfig(n_mels=config.n_mels))
+        frames_per_clip = CLIP_SAMPLES // self.front_end.config.hop_length + 1
+        self.window = config.n_steps(frames_per_clip) if max_window_length is None else max_window_length
+        if self.window < 1:
+            raise ValueError(f"max_window_length must be at least 1 step, not {self.window}")
+        self.dtype = next(model.parameters()).dtype
+
+    def initial_state(self, batch: int = 1) -> State:
+        """A stream that has heard nothing; resetting a stream means taking this again."""
+        config, front_end = self.model.config, self.front_end.config
+        return State(
+            samples=torch.zeros(batch, front_end.n_fft),  # causal framing: silence before the start
+            frames=torch.zeros(batch, config.n_mels, 0),
+            hidden=torch.zeros(config.gru_num_layers, batch, config.hidden_size, dtype=self.dtype),
+            outputs=torch.zeros(batch, 0, config.hidden_size, dtype=self.dtype),
+            energies=torch.zeros(batch, 0, dtype=self.dtype),
+        )
+
+    @torch.no_grad()
+    def step(self, samples: Tensor, state: State) -> tuple[Tensor, State]:
+        audio, new_frames = self._take_frames(torch.cat([state.samples, samples], dim=1))
+        columns, frames = self._take_columns(torch.cat([state.frames, new_frames], dim=2))
+        hidden, outputs, energies, scores = state.hidden, state.outputs, state.energies, []
+        for column in columns:  # one by one: dynamic int8 scales its input anew in each call
+            output, hidden = self.model.gru(column, hidden)
+            outputs = torch.cat([outputs, output], dim=1)[:, -self.window :]
+            energies = torch.cat([energies, self.model.attention.energy(output)[..., 0]], dim=1)[:, -self.window :]
+            context = (energies.softmax(-1).unsqueeze(-1) * outputs).sum(1)
+            scores.append(keyword_score(self.model.classifier(context)))
+        stacked = torch.stack(scores, dim=1) if scores else torch.zeros(len(samples), 0)
+        return stacked, State(audio, frames, hidden, outputs, energies)
+
+    def _take_frames(self, audio: Tensor) -> tuple[Tensor, Tensor]:
+        """Split audio into what must be kept and the log-mel frames that are complete."""
+        n_fft, hop = self.front_end.config.n_fft, self.front_end.config.hop_length
+        n_frames = max(0, (audio.shape[1] - n_fft) // hop + 1)
+        if n_frames == 0:
+            return audio, torch.zeros(len(audio), self.model.config.n_mels, 0)
+        return audio[:, n_frames * hop :].clone(), self.front_end.frames(audio)
+
+    def _take_columns(self, frames: Tensor) -> tuple[Iterable[Tensor], Tensor]:
+        """Complete convolution steps, each (B, 1, C * bins), and the frames that must be kept."""
+        n_steps = self.model.config.n_steps(frames.shape[2])
+        if n_steps == 0:
+            return [], frames
+        columns = self.model.steps(frames.to(self.dtype))
+        return columns.split(1, dim=1), frames[:, :, n_steps * self.model.config.stride[1] :].clone()
+
+    def step_times_s(self, first: int, n_steps: int) -> np.ndarray:
+        """When each step's last sample arrived, in seconds since the stream began."""
+        config, hop = self.model.config, self.front_end.config.hop_length
+        last_frame = (np.arange(n_steps) + first) * config.stride[1] + config.kernel_size[1] - 1
+        return last_frame * hop / SAMPLE_RATE
+
+
+def scores(streaming: StreamingModel, chunks: Iterable[np.ndarray]) -> Iterator[tuple[float, float]]:
+    """Score a stream of float32 chunks with carried state.
+
+    Yields:
+        (time in seconds, logit difference) of every step, as soon as it is complete.
+    """
+    state, done = streaming.initial_state(), 0
+    for chunk in chunks:
+        new, state = streaming.step(torch.as_tensor(chunk, dtype=torch.float32)[None], state)
+        times = streaming.step_times_s(done, new.shape[1])
+        done += new.shape[1]
+        yield from zip(times.tolist(), new[0].tolist(), strict=True)
+
+
+def carried_scores(streaming: StreamingModel, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Times and scores of a whole track with carried state, fed a second at a time."""
+    chunks = np.split(samples, range(CLIP_SAMPLES, len(samples), CLIP_SAMPLES))
+    pairs = np.array(list(scores(streaming, chunks))).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
+
+
+@torch.no_grad()
+def reset_scores(
+    model: nn.Module, samples: np.ndarray, window_s: float = 1.0, step_s: float = 0.1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Times and scores of the clip model run afresh on a sliding window.
+
+    Every window is a clip of its own: zeros before it, state cleared. A score belongs to the end
+    of its window; the first windows of a track reach back into silence.
+    """
+    window, hop = round(window_s * SAMPLE_RATE), round(step_s * SAMPLE_RATE)
+    front_end = LogMel(FeatureConfig(n_mels=model.config.n_mels))
+    padded = np.concatenate([np.zeros(window, np.float32), samples])
+    ends = np.arange(hop, len(samples) + 1, hop)
+    dtype = next(model.parameters()).dtype
+    values = []
+    for start in range(0, len(ends), 64):
+        clips = np.stack([padded[end : end + window] for end in ends[start : start + 64]]).astype(np.float32)
+        values.append(keyword_score(model(front_end(torch.from_numpy(clips)).to(dtype))).numpy())
+    return ends / SAMPLE_RATE, np.concatenate(values) if values else np.zeros(0)
+
+
+def probability(score: float | np.ndarray) -> np.ndarray:
+    """Logit difference -> probability of the keyword, in double precision so that it hardly saturates.
+
+    >>> float(probability(0.0))
+    0.5
+    """
+    return 1 / (1 + np.exp(-np.asarray(score, np.float64)))
+
+
+def events(
+    times_s: Iterable[float], scores: Iterable[float], threshold: float, refractory_s: float = 1.0
+) -> Iterator[tuple[float, float]]:
+    """Detections a user would notice: a score at or above threshold, then silence for a while.
+
+    Yields:
+        (time, score) of each score that fires; what follows within ``refractory_s`` is the same event.
+
+    >>> list(events([0.1, 0.2, 0.3, 1.2], [0.9, 0.95, 0.1, 0.8], threshold=0.5))
+    [(0.1, 0.9), (1.2, 0.8)]
+    """
+    silent_until = -float("inf")
+    for t, value in zip(times_s, scores, strict=True):
+        if value >= threshold and t >= silent_until:
+            silent_until = t + refractory_s
+            yield t, value

@@ -1,0 +1,292 @@
+"""Spoken words from eSpeak NG, in rooms and noise: the default corpus, made on the spot.
+
+eSpeak NG comes inside the wheel ``espeakng-loader`` (GPL-3.0; called, not copied) and is driven
+through ctypes. Its output depends on what the same process said before, so every part of the
+corpus is spoken by a fresh process in a fixed order: the bytes are the same every time, and the
+first speakers of a part sound the same however many follow.
+"""
+
+import ctypes
+import hashlib
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import signal
+from tqdm.auto import tqdm
+
+from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE
+
+VERSION = 3  # raise it when the same plan would sound different
+N_PARTS = 8  # fixed: it decides which utterances share a process
+
+# The 30 words of Speech Commands v0.01 (Warden 2018, arXiv:1804.03209).
+WORDS = (
+    "bed bird cat dog down eight five four go happy house left marvin nine no "
+    "off on one right seven sheila six stop three tree two up wow yes zero"
+).split()
+
+# Ordinary words among which the near-misses of a keyword are looked for.
+NEIGHBOURS = (
+    "shield sheep shelly shelter she shila leela tequila shiny shower chill shoulder feeler healer dealer steal "
+    "martin margin carving starving marble melvin garden service certain even heaven eleven savage severed lemon "
+    "haven river clever letter better water cellar seller color caller tailor sailor ruler loyal royal table cable "
+    "label paper pepper copper happen open often coffee toffee hello yellow fellow follow hollow mellow pillow "
+    "window winter summer dinner finner winner sooner corner banner manner never ever over under other another "
+    "mother brother father farther feather leather weather measure pleasure treasure picture nature future "
+    "computer jupiter alexa amanda maria sarah laura anna emma sophia olivia david daniel michael victor hector "
+    "doctor tractor actor factor motor rotor visual virtual forward backward follower learner reader leader "
+    "bad bet bead bard board birth cart cut cab dock dig doug town gown ate late fight hive fort door goal "
+    "grow hoppy mouse horse lift loft mine fine know now of own won run write ride sex sick step top tea free too "
+    "new cup wowed"
+).split()
+
+ACCENTS = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029", "en-us-nyc")
+
+# How hard the corpus is. The range of signal-to-noise ratios decides most of it.
+SNR_DB = (15.0, 40.0)
+ROOM_SHARE = 0.5
+RT60_S = (0.1, 0.6)
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One clip to be spoken: who says what, the how-manieth time."""
+
+    speaker: str
+    word: str
+    take: int
+
+    @property
+    def clip(self) -> str:
+        """Name of the clip, in the manner of Speech Commands: ``word/speaker_nohash_take.wav``."""
+        return f"{self.word}/{self.speaker}_nohash_{self.take}.wav"
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        """Random numbers of this clip alone, whatever else is in the corpus."""
+        return _rng(purpose, self.clip)
+
+
+def _rng(*names: str) -> np.random.Generator:
+    digest = hashlib.sha256("/".join(names).encode()).digest()
+    return np.random.default_rng(np.frombuffer(digest[:16], np.uint32))
+
+
+class Espeak:
+    """The synthesizer of this process. It keeps state between utterances: mind the order."""
+
+    SYNCHRONOUS, UTF8 = 2, 1
+    RATE, PITCH, RANGE = 1, 3, 4
+
+    def __init__(self):
+        import espeakng_loader
+
+        self._library = ctypes.CDLL(espeakng_loader.get_library_path())
+        data = os.path.dirname(espeakng_loader.get_data_path()).encode()
+        self.sample_rate = self._library.espeak_Initialize(self.SYNCHRONOUS, 0, data, 0)
+        if self.sample_rate <= 0:
+            raise RuntimeError("eSpeak NG did not start: reinstall the package espeakng-loader")
+        self._library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # else the clock: some voices contain noise
+        self._library.espeak_TextToPhonemes.restype = ctypes.c_char_p
+        self._heard: list[np.ndarray] = []
+        callback_type = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+        self._callback = callback_type(self._hear)  # kept alive: C holds a pointer to it
+        self._library.espeak_SetSynthCallback(self._callback)
+
+    def _hear(self, samples, count, _events) -> int:
+        if samples and count > 0:
+            self._heard.append(np.ctypeslib.as_array(samples, (count,)).copy())
+        return 0
+
+    def voice(self, name: str) -> None:
+        if self._library.espeak_SetVoiceByName(name.encode()) != 0:
+            raise RuntimeError(f"eSpeak NG has no voice {name!r}")
+
+    def say(self, text: str, rate: int, pitch: int, pitch_range: int) -> np.ndarray:
+        """Speech as float32 in [-1, 1] at 16 kHz, silence at both ends removed."""
+        for parameter, value in ((self.RATE, rate), (self.PITCH, pitch), (self.RANGE, pitch_range)):
+            self._library.espeak_SetParameter(parameter, int(value), 0)
+        self._heard.clear()
+        encoded = text.encode()
+        self._library.espeak_Synth(encoded, len(encoded) + 1, 0, 1, 0, self.UTF8, None, None)
+        samples = np.concatenate(self._heard).astype(np.float32) / 32768
+        samples = signal.resample_poly(samples, SAMPLE_RATE, self.sample_rate).astype(np.float32)
+        loud = np.flatnonzero(np.abs(samples) > 0.02 * np.abs(samples).max())
+        return samples[loud[0] : loud[-1] + 1] if len(loud) else samples[:0]
+
+    def phonemes(self, text: str) -> str:
+        """International phonetic letters of a word, without stress marks."""
+        self.voice("en-us")
+        pointer = ctypes.c_char_p(text.encode())
+        ipa = self._library.espeak_TextToPhonemes(ctypes.byref(pointer), self.UTF8, 0x02).decode()
+        return "".join(letter for letter in ipa if letter not in "ˈˌ ")
+
+
+def edit_distance(a: str, b: str) -> int:
+    """Insertions, deletions and substitutions that turn one string into the other.
+
+    >>> edit_distance("kitten", "sitting")
+    3
+    """
+    row = list(range(len(b) + 1))
+    for i, letter_a in enumerate(a, 1):
+        previous, row[0] = row[0], i
+        for j, letter_b in enumerate(b, 1):
+            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (letter_a != letter_b))
+    return row[-1]
+
+
+def near_misses(keyword: str, words: list[str], count: int = 6) -> list[str]:
+    """The ordinary words that sound most like the keyword, nearest first (by phonemes)."""
+    espeak = Espeak()
+    sound = espeak.phonemes(keyword)
+    candidates = {w: espeak.phonemes(w) for w in NEIGHBOURS if w not in words}
+    different = [w for w, ipa in candidates.items() if ipa != sound]
+    return sorted(different, key=lambda w: (edit_distance(sound, candidates[w]) / max(len(candidates[w]), 3), w))[
+        :count
+    ]
+
+
+def voice_variants() -> list[str]:
+    """eSpeak NG's voice variants, in a fixed shuffled order."""
+    import espeakng_loader
+
+    names = sorted(os.listdir(os.path.join(espeakng_loader.get_data_path(), "voices", "!v")))
+    return [names[i] for i in _rng("variants").permutation(len(names))]
+
+
+def speakers(count: int) -> dict[str, str]:
+    """Speaker name -> eSpeak voice, for ``count`` pairs of accent and voice variant.
+
+    Every variant is used once before any is used again with another accent.
+    """
+    variants = voice_variants()
+    limit = len(variants) * len(ACCENTS)
+    if count > limit:
+        raise ValueError(f"eSpeak NG offers {limit} speakers, {count} were asked for")
+    pairs = [(ACCENTS[(i + i // len(variants)) % len(ACCENTS)], variants[i % len(variants)]) for i in range(count)]
+    return {f"{accent}-{variant.replace(' ', '')}": f"{accent}+{variant}" for accent, variant in pairs}
+
+
+def plan(voices: dict[str, str], words: list[str], takes: int = 2) -> list[list[Utterance]]:
+    """What each part of the corpus says, in order."""
+    parts: list[list[Utterance]] = [[] for _ in range(N_PARTS)]
+    for index, speaker in enumerate(voices):
+        parts[index % N_PARTS] += [Utterance(speaker, word, take) for word in words for take in range(takes)]
+    return parts
+
+
+def speak(espeak: Espeak, voice: str, utterance: Utterance) -> np.ndarray:
+    """One word as this speaker says it: habits of the speaker, mood of the moment."""
+    habit, mood = _rng("habit", utterance.speaker), utterance.rng("mood")
+    rate = habit.uniform(110, 180) * mood.uniform(0.9, 1.15)
+    pitch = habit.uniform(25, 75) + mood.uniform(-10, 10)
+    pitch_range = habit.uniform(20, 80) + mood.uniform(-15, 15)
+    espeak.voice(voice)
+    return espeak.say(utterance.word, rate, pitch, pitch_range)
+
+
+def in_a_room(speech: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Add the reverberation of a small room: decaying noise after the direct sound."""
+    rt60_s = rng.uniform(*RT60_S)
+    n = int(rt60_s * SAMPLE_RATE)
+    tail = rng.standard_normal(n) * 10 ** (-3 * np.arange(n) / n) * rng.uniform(0.01, 0.08)
+    tail[0] = 1.0
+    return signal.oaconvolve(speech, tail)[: len(speech) + n // 3].astype(np.float32)
+
+
+def place(speech: np.ndarray, noise: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A one-second clip: the word somewhere in it, tilted, over noise, at some level. int16."""
+    if rng.random() < ROOM_SHARE:
+        speech = in_a_room(speech, rng)
+    speech = speech[:CLIP_SAMPLES]
+    speech = signal.lfilter([1, rng.uniform(-0.6, 0.6)], [1], speech)
+    start = rng.integers(0, CLIP_SAMPLES - len(speech) + 1)
+    clip = np.zeros(CLIP_SAMPLES)
+    clip[start : start + len(speech)] = speech
+    kind = noise[rng.integers(len(noise))]
+    begin = rng.integers(0, len(kind) - CLIP_SAMPLES)
+    background = kind[begin : begin + CLIP_SAMPLES] / 32768
+    level = np.sqrt(np.mean(speech**2) / max(np.mean(background**2), 1e-12))
+    clip += background * level * 10 ** (-rng.uniform(*SNR_DB) / 20)
+    clip *= 10 ** (-rng.uniform(1, 20) / 20) / np.abs(clip).max()
+    return np.round(clip * 32767).astype(np.int16)
+
+
+def noise_recordings(purpose: str, seconds: int = 60) -> dict[str, np.ndarray]:
+    """Recordings of white, pink and brown noise, mains hum and two babbles, as int16.
+
+    Another ``purpose`` gives other recordings: those inside the clips are not those that
+    augmentation uses. Speaks, so call it in a process of its own.
+    """
+    rng, n = _rng("noise", purpose), seconds * SAMPLE_RATE
+    recordings = {}
+    for name, exponent in (("white", 0.0), ("pink", 0.5), ("brown", 1.0)):
+        spectrum = np.fft.rfft(rng.standard_normal(n))
+        frequency_hz = np.fft.rfftfreq(n, 1 / SAMPLE_RATE)
+        recordings[name] = np.fft.irfft(spectrum / np.maximum(frequency_hz, 20.0) ** exponent, n)
+    t = np.arange(n) / SAMPLE_RATE
+    overtones = sum(rng.uniform(0.1, 1) / k * np.sin(2 * np.pi * 50 * k * t + rng.uniform(0, 7)) for k in range(1, 12))
+    recordings["hum"] = overtones + 0.02 * rng.standard_normal(n)
+    espeak, voices = Espeak(), list(speakers(40).values())
+    for name, talkers in (("babble-few", 3), ("babble-many", 8)):
+        recordings[name] = sum(_talker(espeak, voices, rng, n) for _ in range(talkers))
+    return {k: np.round(x / np.abs(x).max() * 0.9 * 32767).astype(np.int16) for k, x in recordings.items()}
+
+
+def _talker(espeak: Espeak, voices: list[str], rng: np.random.Generator, n: int) -> np.ndarray:
+    """Endless chatter in one voice, ``n`` samples long."""
+    espeak.voice(voices[rng.integers(len(voices))])
+    rate, pitch = rng.integers(150, 230), rng.integers(25, 75)
+    spoken, length = [], 0
+    while length < n:
+        spoken.append(espeak.say(" ".join(rng.choice(NEIGHBOURS, 12)), rate, pitch, 50))
+        length += len(spoken[-1])
+    return np.concatenate(spoken)[:n]
+
+
+def _speak_part(part: list[Utterance], voices: dict[str, str], noise: np.ndarray) -> np.ndarray:
+    espeak = Espeak()
+    clips = [place(speak(espeak, voices[u.speaker], u), noise, u.rng("place")) for u in part]
+    return np.stack(clips) if clips else np.zeros((0, CLIP_SAMPLES), np.int16)
+
+
+def make_corpus(n_speakers: int, words: list[str], waveforms_for) -> tuple[list[Utterance], dict[str, np.ndarray]]:
+    """Speak the whole corpus, one fresh process for each part, as many at a time as there are cores.
+
+    Args:
+        n_speakers: pairs of accent and voice variant.
+        words: what every one of them says, twice.
+        waveforms_for: called with the number of clips, returns the int16 array (clips, samples)
+            to fill, so that the caller decides whether it lives in memory or in a file.
+
+    Returns:
+        The utterances in row order, and the background noise recordings by name.
+    """
+    voices = speakers(n_speakers)
+    parts = plan(voices, words)
+    waveforms = waveforms_for(sum(map(len, parts)))
+    with _fresh_processes() as pool:
+        mixed_in, background = pool.map(noise_recordings, ("clips", "background"))
+        noise = np.stack(list(mixed_in.values()))
+        starts = np.cumsum([0, *map(len, parts)])
+        tasks = {pool.submit(_speak_part, part, voices, noise): i for i, part in enumerate(parts)}
+        with tqdm(total=starts[-1], desc="synthesizing clips", unit="clip") as bar:
+            for done in as_completed(tasks):
+                i = tasks[done]
+                waveforms[starts[i] : starts[i + 1]] = done.result()
+                bar.update(len(parts[i]))
+    return [u for part in parts for u in part], background
+
+
+def _fresh_processes() -> ProcessPoolExecutor:
+    """Workers that each do one task and end, so that eSpeak NG is always as if just started."""
+    return ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"), max_tasks_per_child=1)
+
+
+def in_fresh_process(function, *arguments):
+    """Call a function that speaks, in a process that has not spoken yet."""
+    with _fresh_processes() as pool:
+        return pool.submit(function, *arguments).result()
