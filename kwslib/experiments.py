@@ -17,11 +17,26 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from IPython.display import Markdown
 from joblib import Parallel, cpu_count, delayed
 from torch import nn
 from tqdm.auto import tqdm
 
-from kwslib import augment, corpora, cost, features, metrics, models, paths, quantize, records, splits, tracking, train
+from kwslib import (
+    augment,
+    corpora,
+    cost,
+    features,
+    metrics,
+    models,
+    paths,
+    quantize,
+    records,
+    report,
+    splits,
+    tracking,
+    train,
+)
 from kwslib.augment import Augmentation
 from kwslib.config import SPLITS, CRNNConfig, FeatureConfig, Profile, describe, identity, profile
 from kwslib.losses import Labels
@@ -158,7 +173,19 @@ class Results:
 
     @cached_property
     def summary(self) -> pd.DataFrame:
+        """One row per experiment; the columns are explained at ``kwslib.records.summary``."""
         return records.summary(self.records)
+
+    def table(self, *experiments: str) -> Markdown:
+        """The results as a notebook shows them: all experiments, or the named ones."""
+        rows = self.summary.loc[list(experiments)] if experiments else self.summary
+        return Markdown(report.markdown(report.display_table(rows)))
+
+    def gain(self, *experiments: str) -> pd.DataFrame:
+        """What experiments gained over their controls, in AU-FA-FR, with 95 % intervals and a verdict."""
+        rows = self.summary.loc[list(experiments)]
+        verdicts = rows.apply(report.verdict, axis=1).rename("verdict")
+        return rows[["control", "gain", "gain_low", "gain_high"]].join(verdicts)
 
 
 def open_study(

@@ -4,6 +4,8 @@ FA and FR are divided by the number of *all* clips, as in the reports, so with p
 keyword clips the area equals p (1 - p) (1 - ROC AUC). Lower is better.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -39,12 +41,13 @@ def fa_fr_curve(
     if positive.sum() == 0 or negative.sum() == 0:
         raise ValueError("the curve needs keyword clips and other clips, one of them is missing")
     order = np.argsort(-scores, kind="stable")
-    last_of_tie = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    ranked = scores[order]
+    last_of_tie = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
     total = weights.sum()
     fa = np.concatenate([[0.0], np.cumsum(negative[order])[last_of_tie]]) / total
     accepted = np.concatenate([[0.0], np.cumsum(positive[order])[last_of_tie]])
     fr = (positive.sum() - accepted) / total
-    return fa, fr, np.concatenate([[np.inf], scores[order][last_of_tie]])
+    return fa, fr, np.concatenate([[np.inf], ranked[last_of_tie]])
 
 
 def au_fa_fr(scores: np.ndarray, is_keyword: np.ndarray, weights: np.ndarray | None = None) -> float:
@@ -87,3 +90,23 @@ def interval95(replicates: np.ndarray) -> tuple[float, float]:
     """The middle 95 % of bootstrap replicates (percentile method)."""
     low, high = np.nanpercentile(replicates, [2.5, 97.5])
     return float(low), float(high)
+
+
+def count_events(
+    events_s: Sequence[float], keywords_s: Sequence[tuple[float, float]], tolerance_s: float = 0.5
+) -> tuple[int, int]:
+    """Keywords found and false alarms among the events of a stream.
+
+    An event between a keyword's start and ``tolerance_s`` after its end finds that keyword, once;
+    further events there count as nothing. Every other event is a false alarm.
+
+    >>> count_events([1.2, 1.4, 5.0], keywords_s=[(0.5, 1.0), (8.0, 9.0)])
+    (1, 1)
+    """
+    found = set()
+    false_alarms = 0
+    for t in events_s:
+        near = [i for i, (start, end) in enumerate(keywords_s) if start <= t <= end + tolerance_s]
+        found.update(near[:1])
+        false_alarms += not near
+    return len(found), false_alarms

@@ -7,7 +7,7 @@ see. Nothing is computed twice and nothing is guessed at a chunk's edge.
 Shapes: B streams, N samples, F mel bins, T frames, H hidden size, L layers, W window in steps.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, FeatureConfig
-from kwslib.features import LogMel
+from kwslib.corpora import Corpus
+from kwslib.features import LogMel, from_int16
+from kwslib.metrics import count_events
 from kwslib.models import keyword_score
 
 
@@ -176,3 +178,37 @@ def events(
         if value >= threshold and t >= silent_until:
             silent_until = t + refractory_s
             yield t, value
+
+
+class Track(NamedTuple):
+    """Audio with known keywords: samples float32 (N,), and (start, end) in seconds of each keyword clip."""
+
+    samples: np.ndarray
+    keywords_s: list[tuple[float, float]]
+
+    @property
+    def other_hours(self) -> float:
+        """Hours without keyword, in which every event is a false alarm."""
+        return (len(self.samples) / SAMPLE_RATE - sum(end - start for start, end in self.keywords_s)) / 3600
+
+
+def glue(corpus: Corpus, rows: Sequence[int], keyword: str) -> Track:
+    """The clips of these rows one after another, without gaps."""
+    samples = from_int16(corpus.waveforms[np.asarray(rows)]).reshape(-1).numpy()
+    is_keyword = corpus.is_keyword(keyword)
+    clip_s = CLIP_SAMPLES / SAMPLE_RATE
+    return Track(samples, [(i * clip_s, (i + 1) * clip_s) for i, row in enumerate(rows) if is_keyword[row]])
+
+
+def trade_off(track: Track, times_s: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """False alarms per hour and miss rate of the events of a track, from high thresholds to low ones.
+
+    The thresholds are 200 quantiles of the scores. (T,), (T,) -> (200,), (200,)
+    """
+    fa_per_h, miss_rate = [], []
+    for threshold in np.quantile(scores, np.linspace(1, 0.5, 200)):
+        fired = [t for t, _ in events(times_s, scores, threshold)]
+        found, false_alarms = count_events(fired, track.keywords_s)
+        fa_per_h.append(false_alarms / track.other_hours)
+        miss_rate.append(1 - found / len(track.keywords_s))
+    return np.array(fa_per_h), np.array(miss_rate)

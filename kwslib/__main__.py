@@ -1,0 +1,7 @@
+"""``python -m kwslib`` is ``kws``."""
+
+import sys
+
+from kwslib.cli import main
+
+sys.exit(main())

@@ -1,0 +1,173 @@
+"""``kws``: score, measure and stream from a shell. ``--json`` prints for programs; bad input exits with 2."""
+
+import argparse
+import json
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kwslib import corpora, cost, features, metrics, paths, quantize, records, report, stream, train
+from kwslib.config import FeatureConfig
+from kwslib.experiments import ExperimentError, open_study
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is 0, or 2 after one sentence that says what was wrong."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, ExperimentError, OSError, zipfile.BadZipFile) as error:
+        print(f"kws {options.command}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 0  # the reader, `head` for example, has seen enough
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="kws", description="Small-footprint keyword spotting.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run, text: str, checkpoint: bool = True) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        if checkpoint:
+            added.add_argument("--checkpoint", type=Path, required=True, metavar="P", help="a .pt file of this project")
+            added.add_argument("--json", action="store_true", help="print JSON for programs")
+        return added
+
+    score = command("score", _score, "probability of the keyword in audio files")
+    score.add_argument("files", nargs="+", type=Path, metavar="FILE", help="WAV or FLAC, any rate; its loudest second")
+    command("cost", _cost, "parameters, MACs and bytes of a model")
+    evaluate = command("evaluate", _evaluate, "AU-FA-FR of a model on a folder of recordings")
+    evaluate.add_argument("--corpus", required=True, metavar="DIR", help="<root>/<word>/<speaker>_*.{wav,flac}")
+    evaluate.add_argument("--keyword", required=True, metavar="W", help="the word to detect")
+    listen = command("stream", _stream, "run a model over a recording as if it were live")
+    listen.add_argument("--wav", type=Path, required=True, metavar="F", help="WAV or FLAC of any length and rate")
+    listen.add_argument("--threshold", type=float, default=0.5, help="score of an event (default 0.5)")
+    listen.add_argument("--refractory-s", type=float, default=1.0, help="an event lasts this long (default 1 s)")
+
+    named = command("name", _name, "print the name of a study", checkpoint=False)
+    opened = command(
+        "study", _study, "check the parameters of a run, prepare its corpus, print its name", checkpoint=False
+    )
+    for parameters in (named, opened):
+        parameters.add_argument("--corpus", default="synthetic")
+        parameters.add_argument("--keyword", default="sheila")
+        parameters.add_argument("--split", default="speaker")
+    opened.add_argument("--profile", default="standard")
+    opened.add_argument("--seeds", type=int, default=0)
+    for name, run, text in (
+        ("report", _report, "write the HTML report of a study from its records"),
+        ("table", _table, "print the results of a study"),
+        ("publish", _publish, "copy a study to reports/reference and checkpoints/reference"),
+    ):
+        command(name, run, text, checkpoint=False).add_argument("study", help="for example synthetic-sheila-speaker")
+    html = command("html", _html, "turn an executed notebook into HTML", checkpoint=False)
+    html.add_argument("notebook", type=Path)
+    return parser
+
+
+def _print(values: dict | list, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(values))
+    elif isinstance(values, list):
+        for row in values:
+            print("  ".join(str(value) for value in row.values()))
+    else:
+        width = max(map(len, values))
+        for key, value in values.items():
+            print(f"{key:<{width}}  {value}")
+
+
+def _features(sidecar: dict) -> FeatureConfig:
+    return FeatureConfig(**{key: value for key, value in sidecar["features"].items() if key != "class"})
+
+
+def _score(options: argparse.Namespace) -> None:
+    model, sidecar = quantize.load(options.checkpoint)
+    front_end = features.LogMel(_features(sidecar))
+    clips = np.stack([corpora.one_second(corpora.read_clip(file)) for file in options.files])
+    logits = train.score(model, front_end(torch.from_numpy(clips)).numpy())
+    probabilities = stream.probability(logits).tolist()
+    pairs = zip(options.files, probabilities, strict=True)
+    _print([{"file": str(file), "score": value} for file, value in pairs], options.json)
+
+
+def _cost(options: argparse.Namespace) -> None:
+    model, sidecar = quantize.load(options.checkpoint)
+    _print({**cost.cost(quantize.config_of(sidecar)), **quantize.sizes(model)}, options.json)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    model, sidecar = quantize.load(options.checkpoint)
+    folder = Path(options.corpus).resolve()  # relative to the shell, as any command line tool
+    corpus = corpora.load(str(folder), options.keyword)
+    scores = train.score(model, features.logmels(corpus, _features(sidecar)))
+    is_keyword = corpus.is_keyword(options.keyword)
+    area = metrics.au_fa_fr(scores, is_keyword)
+    speakers = corpus.clips["speaker"].to_numpy()
+    replicates = metrics.bootstrap(scores, is_keyword, speakers, resamples=1000)
+    result = {
+        "au_fa_fr": area,
+        "au_fa_fr_ci95": list(metrics.interval95(replicates)),
+        "roc_auc": metrics.roc_auc(area, is_keyword),
+        "n_keyword": int(is_keyword.sum()),
+        "n_other": int((~is_keyword).sum()),
+    }
+    _print(result, options.json)
+
+
+def _stream(options: argparse.Namespace) -> None:
+    model, _ = quantize.load(options.checkpoint)
+    samples = corpora.read_clip(options.wav)
+    times, scores = stream.carried_scores(stream.StreamingModel(model), samples)
+    probabilities = stream.probability(scores)
+    fired = dict(stream.events(times, probabilities, options.threshold, options.refractory_s))
+    for t_s, score in zip(times.tolist(), probabilities.tolist(), strict=True):
+        rows = [{"t_s": round(t_s, 3), "score": score}]
+        if t_s in fired:
+            rows.append({"event": "detected", "t_s": round(t_s, 3), "score": score})
+        for row in rows:
+            if options.json:
+                print(json.dumps(row))
+            else:
+                print(f"{t_s:8.2f} s  {score:.4f}{'  ' + row['event'] if 'event' in row else ''}")
+
+
+def _study(options: argparse.Namespace) -> None:
+    study = open_study(options.corpus, options.keyword, options.split, options.profile, options.seeds)
+    _ = study.split  # prepares the corpus: whatever is wrong with it is said before any notebook runs
+    print(study.name)
+
+
+def _name(options: argparse.Namespace) -> None:
+    print(paths.study_name(options.corpus, options.keyword, options.split))
+
+
+def _report(options: argparse.Namespace) -> None:
+    print(report.write(options.study))
+
+
+def _table(options: argparse.Namespace) -> None:
+    table = report.display_table(records.summary(records.load(options.study)))
+    columns = ["AU-FA-FR ×1e5 ↓", "95 % interval", "speed-up ↑", "compression ↑"]
+    print(table[columns].to_string().replace("**", "  "))
+    print(f"\nReport: {paths.reports(options.study) / 'index.html'}")
+
+
+def _publish(options: argparse.Namespace) -> None:
+    report.publish(options.study)
+    print(f"published as {paths.reports('reference') / options.study}")
+
+
+def _html(options: argparse.Namespace) -> None:
+    print(report.notebook_html(options.notebook))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,257 @@
+"""Figures from records and arrays, in one style, saved as SVG. Knows no torch.
+
+Every function returns the figure, so that a notebook shows it; ``save`` writes it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from kwslib import paths
+from kwslib.records import pareto
+
+STYLE = {
+    "figure.dpi": 110,
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "svg.hashsalt": "kwslib",  # the same figure gives the same file
+    "svg.fonttype": "path",
+}
+COLOURS = {"float32": "#1b6ca8", "float16": "#d9822b", "int8": "#3a8f5c"}
+MARKERS = {"float32": "o", "float16": "s", "int8": "D"}
+COST_LABELS = {
+    "macs_per_clip": ("MACs per 1-s clip", 1.0),
+    "state_dict_bytes": ("size of torch.save(state_dict), kB", 1e-3),
+    "weights_bytes": ("weights alone, kB", 1e-3),
+}
+
+
+def _figure(
+    rows: int = 1, columns: int = 1, size: tuple[float, float] = (7.0, 4.0), **kwargs
+) -> tuple[Figure, np.ndarray]:
+    with matplotlib.rc_context(STYLE):
+        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **kwargs)
+    plt.close(figure)  # shown by being returned, not twice
+    return figure, axes
+
+
+def save(figure: Figure, study: str, name: str, records: Sequence[dict] = ()) -> Path:
+    """Write ``reports/<study>/figures/<name>.svg``; the file's description names its records."""
+    path = paths.reports(study) / "figures" / f"{name}.svg"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn_from = ", ".join(f"{r['experiment']}-seed{r['seed']}" for r in records) or "the arrays of its notebook"
+    temporary = path.with_suffix(".svg.tmp")
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(temporary, format="svg", metadata={"Date": None, "Description": f"drawn from {drawn_from}"})
+    temporary.replace(path)
+    return path
+
+
+def metric_cost(summary: pd.DataFrame, cost: str, bar: float) -> Figure:
+    """AU-FA-FR against a cost, one point per experiment, with its seeds, the bar and the Pareto front.
+
+    Args:
+        summary: of ``kwslib.records.summary``.
+        cost: ``macs_per_clip``, ``state_dict_bytes`` or ``weights_bytes``.
+        bar: AU-FA-FR to stay below; drawn as a line.
+    """
+    label, scale = COST_LABELS[cost]
+    figure, ((ax,),) = _figure(size=(8.5, 5.0))
+    x = summary[cost].to_numpy(float) * scale
+    y = summary["au_fa_fr"].to_numpy(float)
+    floor = _floor(y)
+    shown = np.maximum(y, floor)
+    for i, (_, row) in enumerate(summary.iterrows()):
+        precision = row["precision"]
+        low, high = max(row["seed_low"], floor), max(row["seed_high"], floor)
+        ax.errorbar(
+            x[i],
+            shown[i],
+            yerr=[[shown[i] - low], [high - shown[i]]],
+            fmt=MARKERS[precision],
+            color=COLOURS[precision],
+            capsize=3,
+            markersize=7,
+            alpha=0.9,
+        )
+    front = pareto(summary, cost)
+    line = summary.loc[front]
+    ax.plot(line[cost] * scale, np.maximum(line["au_fa_fr"].astype(float), floor), color="0.55", lw=1, zorder=0)
+    ax.axhline(bar, color="#b03030", ls="--", lw=1)
+    ax.text(1.0, bar, f"1.1 × baseline = {bar:.1e}", color="#b03030", ha="right", va="bottom", fontsize=8,
+            transform=ax.get_yaxis_transform())  # fmt: skip
+    ax.set(xscale="log", yscale="log", xlabel=label, ylabel="test AU-FA-FR, lower is better")
+    ax.margins(x=0.18, y=0.15)
+    _label_points(ax, x, shown, list(summary.index))
+    for precision in [p for p in COLOURS if p in set(summary["precision"])]:
+        ax.plot([], [], MARKERS[precision], color=COLOURS[precision], label=precision)
+    ax.plot([], [], color="0.55", lw=1, label="Pareto front")
+    ax.legend(loc="upper left", fontsize=8, frameon=False)
+    return figure
+
+
+def _floor(values: np.ndarray) -> float:
+    """Where a perfect 0 is drawn on a log axis: well below the smallest other value."""
+    positive = values[values > 0]
+    return float(positive.min() / 3) if len(positive) else 1e-7
+
+
+def _label_points(ax, x: np.ndarray, y: np.ndarray, names: list[str]) -> None:
+    """Names to the right of their points; where points crowd, the names are spread with a thin line."""
+    ax.figure.canvas.draw()
+    pixels = ax.transData.transform(np.column_stack([x, y]))
+    height = 12 * ax.figure.dpi / 100
+    taken: list[tuple[float, float]] = []
+    for i in np.argsort(-pixels[:, 1]):
+        px, py = pixels[i]
+        target = py
+        while any(abs(target - ty) < height and abs(px - tx) < 9 * height for tx, ty in taken):
+            target -= height / 4
+        taken.append((px, target))
+        moved = abs(target - py) > height / 2
+        ax.annotate(
+            names[i],
+            (x[i], y[i]),
+            xytext=(10 if not moved else 18, (target - py) * 72 / ax.figure.dpi),
+            textcoords="offset points",
+            fontsize=8,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": "0.7", "lw": 0.6} if moved else None,
+        )
+
+
+def learning_curves(records: Sequence[dict], experiments: Sequence[str]) -> Figure:
+    """Val AU-FA-FR by epoch, the mean of the seeds and their range."""
+    figure, ((ax,),) = _figure()
+    for name in experiments:
+        runs = [r["history"]["val_au_fa_fr"] for r in records if r["experiment"] == name and r["history"]]
+        if not runs:
+            continue
+        values = np.maximum(np.array(runs), 1e-7)  # a perfect 0 has no logarithm
+        epochs = np.arange(1, values.shape[1] + 1)
+        (line,) = ax.plot(epochs, values.mean(0), label=name, lw=1.5)
+        ax.fill_between(epochs, values.min(0), values.max(0), alpha=0.15, color=line.get_color(), lw=0)
+    ax.set(yscale="log", xlabel="epoch", ylabel="val AU-FA-FR, lower is better")
+    ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def fa_fr_curves(records: Sequence[dict], experiments: Sequence[str]) -> Figure:
+    """FR against FA on test, one thin line per seed: the area below it is the metric."""
+    figure, ((ax,),) = _figure()
+    for i, name in enumerate(experiments):
+        for record in (r for r in records if r["experiment"] == name):
+            curve = record["metrics"]["curve"]
+            ax.step(curve["fa"], curve["fr"], where="post", color=f"C{i}", lw=1.2, alpha=0.8,
+                    label=name if record["seed"] == 0 else None)  # fmt: skip
+    ax.set_xscale("symlog", linthresh=1e-3)
+    ax.set(xlim=(0, None), xlabel="FA: false acceptances / all clips", ylabel="FR: false rejections / all clips")
+    ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def gains(summary: pd.DataFrame) -> Figure:
+    """What each experiment gained over its control, with the interval of the difference."""
+    rows = summary[summary["gain"].notna()].iloc[::-1]
+    figure, ((ax,),) = _figure(size=(7.5, 1.2 + 0.45 * len(rows)))
+    y = np.arange(len(rows))
+    gain = rows["gain"].to_numpy(float)
+    errors = np.abs(np.array([gain - rows["gain_low"].astype(float), rows["gain_high"].astype(float) - gain]))
+    ax.errorbar(gain, y, xerr=errors, fmt="o", capsize=3, color=COLOURS["float32"])
+    ax.axvline(0, color="0.4", lw=1)
+    ax.set_yticks(y, [f"{name}\nagainst {row.control}" for name, row in rows.iterrows()], fontsize=8)
+    ax.set(xlabel="AU-FA-FR of the control minus its own; right of 0 is better", ylim=(-0.6, len(rows) - 0.4))
+    ax.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
+    return figure
+
+
+def pictures(arrays: Sequence[np.ndarray], titles: Sequence[str], columns: int = 4) -> Figure:
+    """Log-mel pictures, (F, T) each, low frequencies at the bottom."""
+    columns = min(columns, len(arrays))
+    rows = -(-len(arrays) // columns)
+    figure, axes = _figure(rows, columns, size=(2.6 * columns, 2.1 * rows))
+    low, high = np.percentile(np.concatenate([np.ravel(a) for a in arrays]).astype(float), [5, 100])
+    for ax, array, title in zip(axes.flat, arrays, titles, strict=False):
+        ax.imshow(array, origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high)
+        ax.set_title(title, fontsize=8)
+        ax.grid(False)
+    for ax in axes.flat:
+        ax.set_xticks([])
+        ax.set_yticks([])
+    axes[-1, 0].set(xlabel="time, 1 s", ylabel="mel bins")
+    return figure
+
+
+def attention_maps(maps: dict[str, np.ndarray], titles: Sequence[str], n_steps_s: float) -> Figure:
+    """Attention weights over time of several models on the same clips.
+
+    Args:
+        maps: model name -> (clips, S) weights.
+        titles: one for each clip.
+        n_steps_s: seconds from one step to the next.
+    """
+    figure, axes = _figure(1, len(titles), size=(3.0 * len(titles), 2.6), sharey=True)
+    for i, (ax, title) in enumerate(zip(axes[0], titles, strict=True)):
+        for name, weights in maps.items():
+            ax.plot(np.arange(weights.shape[1]) * n_steps_s, weights[i], marker=".", label=name)
+        ax.set_title(title, fontsize=9)
+        ax.set_xlabel("s")
+    axes[0, 0].set_ylabel("attention weight")
+    axes[0, -1].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def stream_track(
+    samples: np.ndarray,
+    sample_rate: int,
+    curves: dict[str, tuple[np.ndarray, np.ndarray]],
+    keywords_s: Sequence[tuple[float, float]],
+    threshold: float,
+) -> Figure:
+    """A track with the score over it: waveform above, probability of the keyword below.
+
+    Args:
+        curves: name -> (times in seconds, probabilities).
+        keywords_s: (start, end) of every keyword clip, shaded.
+    """
+    figure, axes = _figure(2, 1, size=(9.0, 4.2), sharex=True, height_ratios=(1, 2))
+    wave, ax = axes[:, 0]
+    thinned = samples[:: max(1, len(samples) // 6000)]
+    wave.plot(np.linspace(0, len(samples) / sample_rate, len(thinned)), thinned, lw=0.4, color="0.4", rasterized=True)
+    wave.set_yticks([])
+    for name, (times, probabilities) in curves.items():
+        ax.plot(times, probabilities, lw=1.3, label=name)
+    for plot in (wave, ax):
+        for start, end in keywords_s:
+            plot.axvspan(start, end, color="#3a8f5c", alpha=0.18, lw=0)
+    ax.axhline(threshold, color="#b03030", ls="--", lw=1)
+    ax.set(xlabel="s (shaded: the keyword clip)", ylabel="P(keyword)", ylim=(-0.03, 1.03))
+    ax.legend(frameon=False, fontsize=8, loc="upper right")
+    return figure
+
+
+def trade_off(points: dict[str, tuple[np.ndarray, np.ndarray]], hours: float) -> Figure:
+    """Miss rate against false alarms per hour, one line per way of running.
+
+    Args:
+        points: name -> (false alarms per hour, miss rates), by falling threshold.
+        hours: of stream without keyword; below one alarm in that time the rate is not known.
+    """
+    figure, ((ax,),) = _figure(size=(7.0, 4.0))
+    for name, (fa_per_h, miss_rate) in points.items():
+        ax.step(fa_per_h, miss_rate, where="post", lw=1.5, label=name)
+    ax.axvspan(0, 1 / hours, color="0.5", alpha=0.12, lw=0)
+    ax.set_xscale("symlog", linthresh=max(1.0, 1 / hours))
+    ax.set(xlim=(0, None), ylim=(-0.02, 1.02), ylabel="miss rate",
+           xlabel=f"false alarms per hour (shaded: fewer than one in the {hours:.2f} h heard)")  # fmt: skip
+    ax.legend(frameon=False, fontsize=8)
+    return figure

@@ -1,0 +1,69 @@
+"""What the five student reports published, as data: shown beside our numbers, never mixed with them.
+
+AU-FA-FR is on each report's own random 80/20 validation part, best epoch, one run. Speed-up and
+compression are as printed; ``base`` names the hidden size of the baseline they refer to.
+"""
+
+import pandas as pd
+
+from kwslib.config import CRNNConfig
+
+BAR = 5.5e-5  # the course's bar: 1.1 x the AU-FA-FR of its baseline, 5e-5
+
+_COLUMNS = ("row", "setting", "ours", "speed_up", "compression", "base", "au_fa_fr")
+_ROWS = (
+    ("A1", "dark knowledge, T = 10, KD weight 0.6", "kd-kl-labels", 10.3, 11.7, 64, 6.5e-5),
+    ("A2", "dark knowledge, one-linear-layer attention", None, 10.2, 12.9, 64, None),
+    ("A3", "A1 trained in mixed precision, kept in fp16", "kd-kl-labels-fp16", 10.3, 19.2, 64, 5.34e-5),
+    ("B0", "baseline, fixed permutation", "baseline", 1.0, 1.0, 64, 2.9e-5),
+    ("B1", "dark knowledge, 25 runs of tuning", None, 5.3, 6.5, 64, 3.7e-5),
+    ("B2", "dark knowledge + attention KD, bottleneck", "attention-kd", 5.3, 6.6, 64, 5.2e-5),
+    ("B3", "B2 + dynamic int8", None, 5.3, 16.0, 64, 5.2e-5),
+    ("C2", "two-stage dark knowledge", None, 10.08, None, 64, None),
+    ("C3", "C2 + dynamic int8", None, 10.08, 20.35, 64, 5.25e-5),
+    ("D", "dark knowledge, best of nine settings", None, 4.65, 3.80, 32, 5.5009e-5),
+    ("E2", "layer-wise KD, RNN instead of GRU", None, 8.507, 7.623, 32, None),
+    ("E3", "E2 in fp16", None, 8.507, 12.045, 32, 5.132e-5),
+)
+
+# Architectures of the reports that today's model covers: name -> (sizes, parameters, MACs for a
+# batch of 128 clips of 1 s without and with the convolution's bias).
+ARCHITECTURES = {
+    "base": (CRNNConfig(), 70_443, 119_324_672, 119_527_424),
+    "base, h32": (CRNNConfig(hidden_size=32), 25_387, 55_382_016, 55_584_768),
+    "A1": (CRNNConfig(2, hidden_size=22, gru_num_layers=1), 4_737, 11_579_392, 11_630_080),
+    "B1": (CRNNConfig(4, hidden_size=20), 9_047, 22_617_600, 22_718_976),
+    "B2": (CRNNConfig(4, hidden_size=20, attention_size=15), 8_937, 22_469_760, 22_571_136),
+    "C-mid": (CRNNConfig(8, hidden_size=40), 34_731, 68_664_320, 68_867_072),
+    "C-small": (CRNNConfig(2, stride=(2, 6), hidden_size=16, gru_num_layers=1), 3_117, 11_788_288, 11_852_800),
+    "C-prune": (CRNNConfig(8, (5, 16), (2, 6), hidden_size=24), 17_163, 54_334_464, 54_610_944),
+    "D": (CRNNConfig(3, (7, 20), (7, 12), hidden_size=30), 11_256, 11_888_640, 11_902_080),
+    "E1": (CRNNConfig(8, (10, 20), (5, 8), hidden_size=20), 9_291, 26_897_920, 26_976_768),
+}
+
+
+def table() -> pd.DataFrame:
+    """The published rows, indexed by their label in the reports."""
+    return pd.DataFrame(_ROWS, columns=_COLUMNS).set_index("row")
+
+
+def beside(summary: pd.DataFrame) -> pd.DataFrame:
+    """Each published row that one of our experiments repeats, with our figures next to it.
+
+    Args:
+        summary: of ``kwslib.records.summary``.
+    """
+    rows = table()
+    rows = rows[rows["ours"].isin(summary.index)]
+    found = summary.loc[rows["ours"]]
+    return pd.DataFrame(
+        {
+            "setting": rows["setting"],
+            "speed_up, published": rows["speed_up"],
+            "speed_up, ours": found["speed_up"].to_numpy(),
+            "compression, published": rows["compression"],
+            "compression, ours": found["compression"].to_numpy(),
+            "AU-FA-FR, published": rows["au_fa_fr"],
+            "AU-FA-FR, ours": found["au_fa_fr"].to_numpy(),
+        }
+    )

@@ -1,0 +1,256 @@
+"""The HTML report of a study and the tables of the README, made from records and nothing else.
+
+One self-contained page: figures inside, no scripts, readable on a phone.
+"""
+
+import base64
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from kwslib import paths, published, records
+
+NOTEBOOKS = (
+    "01_split_and_baseline",
+    "02_streaming",
+    "03_kd",
+    "04_attention_kd",
+    "05_quant_fp16",
+    "06_plots",
+)
+
+
+def area(value: float) -> str:
+    """An AU-FA-FR for people, in units of 1e-5.
+
+    >>> area(3.14159e-5)
+    '3.14'
+    """
+    return "–" if pd.isna(value) else f"{value * 1e5:.2f}"
+
+
+def times(value: float) -> str:
+    """A ratio for people.
+
+    >>> times(10.304)
+    '10.3×'
+    """
+    return "–" if pd.isna(value) else f"{value:.1f}×"
+
+
+def verdict(row: pd.Series) -> str:
+    """What an experiment bought over its control, in three words.
+
+    >>> verdict(pd.Series({"gain": 2e-5, "gain_low": 1e-6, "gain_high": 3e-5}))
+    'better'
+    """
+    if pd.isna(row["gain"]):
+        return ""
+    if row["gain_low"] > 0:
+        return "better"
+    return "worse" if row["gain_high"] < 0 else "no clear difference"
+
+
+def display_table(summary: pd.DataFrame) -> pd.DataFrame:
+    """The results table as people read it, one row per experiment."""
+    best = summary["au_fa_fr"].idxmin()
+    rows = {}
+    for name, row in summary.iterrows():
+        mean = area(row["au_fa_fr"])
+        rows[name] = {
+            "AU-FA-FR ×1e5 ↓": f"**{mean}**" if name == best else mean,
+            "95 % interval": f"{area(row['ci95_low'])} to {area(row['ci95_high'])}",
+            "ratio to baseline ↓": f"{row['ratio']:.2f}",
+            "MACs per clip ↓": f"{row['macs_per_clip']:,}",
+            "speed-up ↑": times(row["speed_up"]),
+            "size, kB ↓": f"{row['state_dict_bytes'] / 1e3:.1f}",
+            "compression ↑": times(row["compression"]),
+            "weights, kB ↓": f"{row['weights_bytes'] / 1e3:.1f}",
+            "latency, ms": f"{row['latency_ms_per_clip']:.2f}",
+            "gain over control ×1e5 ↑": ""
+            if pd.isna(row["gain"])
+            else f"{area(row['gain'])} ({area(row['gain_low'])} to {area(row['gain_high'])})",
+        }
+    return pd.DataFrame(rows).T.rename_axis("experiment")
+
+
+def findings(summary: pd.DataFrame) -> dict[str, list[str]]:
+    """What worked and what did not, as sentences that follow from the numbers alone."""
+    worked, failed = [], []
+    for name, row in summary.iterrows():
+        if name == "baseline":
+            continue
+        figures = (
+            f"{name}: {times(row['speed_up'])} fewer MACs, {times(row['compression'])} fewer bytes, AU-FA-FR "
+            f"{area(row['au_fa_fr'])}e-5, {row['ratio']:.2f} of the baseline's"
+        )
+        below = row["au_fa_fr"] <= published.BAR
+        (worked if below else failed).append(
+            f"{figures}. {'Below' if below else 'Above'} the reports' bar of {area(published.BAR)}e-5."
+        )
+        said = verdict(row)
+        if said:
+            interval = f"{area(row['gain'])}e-5, 95 % interval {area(row['gain_low'])} to {area(row['gain_high'])}e-5"
+            sentence = f"{name} against {row['control']}: {said} (gain {interval})."
+            kept = row["precision"] != "float32" and said != "worse"  # fewer bits need not be better
+            (worked if kept or said == "better" else failed).append(sentence)
+    return {"worked": worked, "failed": failed}
+
+
+def write(study: str) -> Path:
+    """Write ``reports/<study>/index.html`` and ``results.csv``; returns the page.
+
+    Raises:
+        RecordError: there are no records, or one is damaged.
+    """
+    found = records.load(study)
+    folder = paths.reports(study)
+    table = records.results(found)
+    paths.write_atomically(folder / "results.csv", table.to_csv(index=False))
+    summary = records.summary(found)
+    template = Environment(
+        loader=PackageLoader("kwslib", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    ).get_template("report.html.j2")
+    page = template.render(
+        study=study,
+        first=found[0],
+        n_records=len(found),
+        n_seeds=int(summary["seeds"].max()),
+        table=_html(display_table(summary)),
+        published=_html(_rounded(published.beside(summary))),
+        summary=summary,
+        findings=findings(summary),
+        bar=published.BAR,
+        figures={svg.stem: _data_uri(svg) for svg in sorted((folder / "figures").glob("*.svg"))},
+        notebooks=[
+            name for name in NOTEBOOKS if name == "06_plots" or (folder / "notebooks" / f"{name}.html").exists()
+        ],
+        command=command(found[0]),
+        area=area,
+        times=times,
+    )
+    paths.write_atomically(folder / "index.html", page)
+    return folder / "index.html"
+
+
+def command(record: dict) -> str:
+    """The shell line that repeats the study of a record."""
+    corpus, split = record["data"]["corpus"], record["data"]["split"]
+    options = [
+        "" if corpus.startswith("synthetic") else f"CORPUS=<folder of {corpus}>",
+        "" if record["keyword"] == "sheila" else f"KEYWORD='{record['keyword']}'",
+        "" if split == "speaker" else f"SPLIT={split}",
+        "" if record["profile"] == "standard" else f"PROFILE={record['profile']}",
+    ]
+    return " ".join(["make reproduce", *filter(None, options)])
+
+
+def _rounded(table: pd.DataFrame) -> pd.DataFrame:
+    out = table.copy()
+    for column in out.columns[1:]:
+        out[column] = out[column].map(area if column.startswith("AU") else times)
+    return out.rename(columns=lambda c: c.replace("AU-FA-FR", "AU-FA-FR ×1e5").replace("_", "-"))
+
+
+def _html(table: pd.DataFrame) -> str:
+    html = table.reset_index().to_html(index=False, border=0, escape=True)
+    return re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html)
+
+
+def _data_uri(svg: Path) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.read_bytes()).decode()
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table in GitHub's Markdown."""
+    table = table.reset_index()
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in (table.columns, *table.to_numpy())]
+    return "\n".join([lines[0], "|---" * len(table.columns) + "|", *lines[1:]])
+
+
+README_COLUMNS = ["AU-FA-FR ×1e5 ↓", "95 % interval", "ratio to baseline ↓", "MACs per clip ↓", "speed-up ↑",
+                  "size, kB ↓", "compression ↑"]  # fmt: skip
+
+
+def readme_results(study: str) -> str:
+    """The results of a published study as the README shows them: its sentence and its table."""
+    found = records.load(f"reference/{study}")
+    summary, first = records.summary(found), found[0]
+    metrics = first["metrics"]
+    sentence = (
+        f"`{study}`: keyword `{first['keyword']}`, test part of {metrics['n_keyword']} keyword clips and "
+        f"{metrics['n_other']} others by {metrics['n_speakers']} speakers, mean of {int(summary.seeds.max())} seeds, "
+        "interval over speakers."
+    )
+    return f"{sentence}\n\n{markdown(display_table(summary)[README_COLUMNS])}"
+
+
+def fill_readme(text: str) -> str:
+    """The README with the results between its ``<!-- results: STUDY -->`` marks made anew."""
+
+    def fresh(match: re.Match) -> str:
+        return f"{match[1]}\n{readme_results(match[2])}\n{match[3]}"
+
+    return re.sub(r"(<!-- results: (\S+) -->).*?(<!-- end -->)", fresh, text, flags=re.DOTALL)
+
+
+def notebook_html(executed: Path) -> Path:
+    """An executed notebook as HTML beside it. Progress bars, which need scripts, are left out."""
+    from nbconvert import HTMLExporter
+
+    notebook = nbformat.read(executed, as_version=4)
+    _drop_outputs(notebook, "application/vnd.jupyter.widget-view+json")
+    notebook.metadata.pop("widgets", None)
+    notebook.metadata["title"] = executed.stem
+    body, _ = HTMLExporter(template_name="lab").from_notebook_node(notebook)
+    page = executed.with_suffix(".html")
+    paths.write_atomically(page, body)
+    return page
+
+
+def publish(study: str) -> None:
+    """Copy a study to ``reports/reference/`` and ``checkpoints/reference/`` and fill in the README.
+
+    Audio players are removed from the notebooks: recordings belong to their corpus.
+    """
+    source, target = paths.reports(study), paths.reports(f"reference/{study}")
+    records.load(study)  # complains when there is nothing to publish
+    for old in (target, paths.checkpoints(f"reference/{study}")):
+        shutil.rmtree(old, ignore_errors=True)
+    for part in ("records", "figures"):
+        shutil.copytree(source / part, target / part)
+    for file in ("results.csv", "index.html"):
+        shutil.copy(source / file, target / file)
+    for executed in sorted((source / "notebooks").glob("0*.ipynb")):
+        notebook = nbformat.read(executed, as_version=4)
+        _drop_outputs(notebook, "application/vnd.jupyter.widget-view+json")
+        _drop_audio(notebook)
+        notebook.metadata.pop("widgets", None)
+        notebook.metadata.pop("papermill", None)  # holds paths of this machine
+        copy = target / "notebooks" / executed.name
+        paths.write_atomically(copy, nbformat.writes(notebook))
+        notebook_html(copy)
+    shutil.copytree(
+        paths.checkpoints(study),
+        paths.checkpoints(f"reference/{study}"),
+        ignore=shutil.ignore_patterns("*.resume", "*.tmp"),
+    )
+    readme = paths.ROOT / "README.md"
+    paths.write_atomically(readme, fill_readme(readme.read_text()))
+
+
+def _drop_audio(notebook: nbformat.NotebookNode) -> None:
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "<audio" in output.get("data", {}).get("text/html", ""):
+                output["data"] = {"text/plain": "(no audio in the published copy: run the notebook to listen)"}
+
+
+def _drop_outputs(notebook: nbformat.NotebookNode, mime: str) -> None:
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if mime not in o.get("data", {})]

@@ -1,0 +1,39 @@
+"""Shared fixtures: a tiny corpus of tones, written as real files with a fixed seed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from kwslib.config import SAMPLE_RATE
+
+WORDS = {"go": 300.0, "stop": 700.0, "zoom in": 1500.0}  # each word is a tone of its own pitch
+
+
+def tone(frequency_hz: float, rng: np.random.Generator, seconds: float = 0.8, rate: int = SAMPLE_RATE) -> np.ndarray:
+    t = np.arange(int(seconds * rate)) / rate
+    return (0.3 * np.sin(2 * np.pi * frequency_hz * t) + 0.02 * rng.standard_normal(len(t))).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch) -> Path:
+    """Every test writes into a folder of its own."""
+    monkeypatch.setenv("KWS_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A folder corpus: 3 words x 12 speakers x 2 takes, WAV and FLAC."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "tones"
+    for word, frequency in WORDS.items():
+        (root / word).mkdir(parents=True)
+        for speaker in range(12):
+            for take in range(2):
+                samples = tone(frequency * (1 + 0.01 * speaker), rng)
+                suffix = "flac" if take else "wav"
+                soundfile.write(root / word / f"s{speaker:02d}_nohash_{take}.{suffix}", samples, SAMPLE_RATE)
+    return root

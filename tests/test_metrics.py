@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from kwslib import metrics
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_area_equals_p_q_one_minus_auc_of_sklearn_with_ties(data):
+    n = data.draw(st.integers(2, 60))
+    scores = np.array(data.draw(st.lists(st.integers(-5, 5), min_size=n, max_size=n)), float)
+    labels = np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)))
+    if labels.all() or not labels.any():
+        labels[0] = not labels[0]
+    p = labels.mean()
+    expected = p * (1 - p) * (1 - roc_auc_score(labels, scores))
+    assert metrics.au_fa_fr(scores, labels) == pytest.approx(expected, abs=1e-12)
+    assert metrics.roc_auc(metrics.au_fa_fr(scores, labels), labels) == pytest.approx(
+        roc_auc_score(labels, scores), abs=1e-12
+    )
+
+
+def test_area_equals_counting_pairs():
+    rng = np.random.default_rng(1)
+    scores, labels = rng.normal(size=200).round(1), rng.random(200) < 0.2
+    wrong = sum((n > k) + 0.5 * (n == k) for k in scores[labels] for n in scores[~labels])
+    assert metrics.au_fa_fr(scores, labels) == pytest.approx(wrong / 200**2, abs=1e-15)
+
+
+@pytest.mark.parametrize("constant", [0.0, 1.0, -np.inf, np.inf])
+def test_a_constant_score_does_not_look_perfect(constant):
+    labels = np.arange(10) < 3
+    assert metrics.au_fa_fr(np.full(10, constant), labels) == pytest.approx(0.3 * 0.7 / 2)
+
+
+def test_weights_equal_repeating_clips():
+    rng = np.random.default_rng(2)
+    scores, labels, weights = rng.normal(size=30), np.arange(30) < 8, rng.integers(0, 4, 30)
+    weights[[0, 29]] = 1
+    repeated = metrics.au_fa_fr(np.repeat(scores, weights), np.repeat(labels, weights))
+    assert metrics.au_fa_fr(scores, labels, weights) == pytest.approx(repeated, abs=1e-15)
+
+
+def test_bootstrap_draws_speakers_not_clips():
+    speakers = np.repeat(["a", "b", "c"], 5)
+    weights = metrics.speaker_weights(speakers, 50)
+    assert weights.shape == (50, 15)
+    assert (weights.reshape(50, 3, 5) == weights.reshape(50, 3, 5)[:, :, :1]).all()
+    assert (weights.reshape(50, 3, 5)[:, :, 0].sum(1) == 3).all()
+
+
+def test_interval_narrows_with_more_speakers():
+    rng = np.random.default_rng(3)
+    widths = []
+    for n in (10, 160):
+        speakers = np.repeat(np.arange(n), 10)
+        labels = np.tile(np.arange(10) < 2, n)
+        scores = rng.normal(size=10 * n) + labels
+        low, high = metrics.interval95(metrics.bootstrap(scores, labels, speakers, 300))
+        assert low < metrics.au_fa_fr(scores, labels) < high
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 2
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "message"),
+    [
+        ([1.0, np.nan], [True, False], "not numbers"),
+        ([1.0, 2.0], [True, True], "one of them is missing"),
+        ([1.0], [True, False], "equal 1-D shapes"),
+    ],
+)
+def test_bad_input_is_named(scores, labels, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.au_fa_fr(np.array(scores), np.array(labels))
+
+
+def test_events_are_counted_by_hand():
+    keywords = [(1.0, 2.0), (5.0, 6.0), (9.0, 10.0)]
+    events = [0.5, 1.5, 2.4, 5.9, 8.0]  # alarm, found, the same one again, found, alarm
+    assert metrics.count_events(events, keywords) == (2, 2)
+    assert metrics.count_events(events, keywords, tolerance_s=0.0) == (2, 3)
+    assert metrics.count_events([], keywords) == (0, 0)
