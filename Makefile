@@ -44,7 +44,7 @@ reproduce: $(READY)  ## run every experiment that is not done yet, then the repo
 # ---- one study: executed notebooks, in order -------------------------------------------------
 OUT   := $(KWS_HOME)/reports/$(STUDY)/notebooks
 STEPS := 01_split_and_baseline 02_streaming 03_kd 04_attention_kd 05_quant_fp16
-RUN    = $(BIN)/papermill --no-progress-bar --log-output --log-level WARNING -k python3 -r corpus "$(CORPUS)" -r keyword "$(KEYWORD)" \
+RUN    = KWS_HEADLESS=1 $(BIN)/papermill --no-progress-bar --log-output --log-level WARNING -k python3 -r corpus "$(CORPUS)" -r keyword "$(KEYWORD)" \
          -r split "$(SPLIT)" -r profile "$(PROFILE)" -p seeds "$(SEEDS)"
 
 notebooks: $(STEPS:%=$(OUT)/%.ipynb)

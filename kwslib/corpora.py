@@ -181,6 +181,7 @@ def one_second(samples: np.ndarray) -> np.ndarray:
 
 
 def to_int16(samples: np.ndarray) -> np.ndarray:
+    """Samples in [-1, 1) as 16-bit integers; louder ones are clipped."""
     return np.clip(np.round(samples * 32768), -32768, 32767).astype(np.int16)
 
 

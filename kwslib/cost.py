@@ -31,11 +31,11 @@ def clip_macs(config: CRNNConfig) -> int:
     >>> clip_macs(CRNNConfig())
     932224
     """
-    import thop
-
     x = torch.zeros(1, config.n_mels, n_frames(FeatureConfig(n_mels=config.n_mels)))
     with warnings.catch_warnings():  # thop compares versions with the deprecated distutils
         warnings.simplefilter("ignore", DeprecationWarning)
+        import thop
+
         macs, _ = thop.profile(CRNN(config).eval(), (x,), verbose=False)
     return int(macs)
 

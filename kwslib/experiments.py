@@ -8,6 +8,7 @@ last epoch. Anything else: it is trained.
 import dataclasses
 import os
 import platform
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -261,7 +262,7 @@ class _Task:
         if not (file.exists() and checkpoint.exists()):
             return False
         try:
-            record, sidecar = records.read(file), models.read_sidecar(checkpoint)
+            record, sidecar = records.read(file), quantize.load(checkpoint)[1]
         except (records.RecordError, models.CheckpointError):
             return False
         same_file = record["checkpoint"]["sha256"] == sidecar.get("sha256")
@@ -289,6 +290,9 @@ def _run(study: Study, experiments: list[Experiment]) -> Results:
         for position, experiment in enumerate(experiments)
         for seed in range(study.seeds)
     ]
+    for task in waiting:
+        for name in set(task.experiment.needs).difference(names):
+            _identity_on_disk(study, name, task.seed)  # complains before anything is computed
     failures: dict[str, str] = {}
     logs: list[Path] = []
     with tqdm(total=len(waiting), desc=study.name, unit="run") as bar:
@@ -313,6 +317,7 @@ def _run(study: Study, experiments: list[Experiment]) -> Results:
             for label, error in _in_parallel(todo):
                 bar.set_postfix_str(label)
                 bar.update()
+                _tell_the_terminal(bar, label)
                 if error:
                     failures[label] = error
             logs += [tracking.csv_path(study.name, t.experiment.name, t.seed) for t in todo if t.experiment.student]
@@ -321,6 +326,14 @@ def _run(study: Study, experiments: list[Experiment]) -> Results:
         listing = "; ".join(f"{label}: {error}" for label, error in failures.items())
         raise ExperimentError(f"{len(failures)} runs failed, the others are kept. {listing}")
     return study.results()
+
+
+def _tell_the_terminal(bar: tqdm, label: str) -> None:
+    """One line per finished run for `make`, where nobody sees the notebook's bar."""
+    if os.environ.get("KWS_HEADLESS"):
+        spent_s = bar.format_dict["elapsed"]
+        left_min = spent_s / max(bar.n, 1) * (bar.total - bar.n) / 60
+        print(f"  {label}: {bar.n} of {bar.total} runs, about {left_min:.0f} min left", file=sys.stderr, flush=True)
 
 
 def _next_order(study: Study, names: list[str]) -> int:
@@ -356,10 +369,12 @@ def _prepare_data(study: Study, tasks: list[_Task]) -> None:
 def _in_parallel(tasks: list[_Task]):
     """(label, error or '') of each task as it ends. One process per core, one thread each."""
     jobs = min(cpu_count(), len(tasks)) or 1
-    return Parallel(n_jobs=jobs, return_as="generator_unordered")(delayed(_attempt)(task) for task in tasks)
+    home = str(paths.home())
+    return Parallel(n_jobs=jobs, return_as="generator_unordered")(delayed(_attempt)(task, home) for task in tasks)
 
 
-def _attempt(task: _Task) -> tuple[str, str]:
+def _attempt(task: _Task, home: str) -> tuple[str, str]:
+    os.environ["KWS_HOME"] = home  # a worker may have been started for another home
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

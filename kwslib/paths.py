@@ -53,10 +53,12 @@ def split_csv(corpus_name: str, split: str) -> Path:
 
 
 def checkpoints(study: str) -> Path:
+    """Trained models of a study."""
     return home() / "checkpoints" / study
 
 
 def reports(study: str) -> Path:
+    """Records, figures, notebooks and the report of a study."""
     return home() / "reports" / study
 
 

@@ -150,6 +150,8 @@ def _fill(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Put saved tensors into a freshly built model of the same precision."""
     for prefix, module in model.named_modules():
         own = {name.removeprefix(f"{prefix}."): t for name, t in state.items() if name.rpartition(".")[0] == prefix}
+        if isinstance(module, INT8):  # torch keeps the float biases of quantized layers as parameters
+            own = {name: t if t.is_quantized else nn.Parameter(t) for name, t in own.items()}
         if isinstance(module, dynamic.GRU):
             module.set_weight_bias(own)
         elif isinstance(module, dynamic.Linear):

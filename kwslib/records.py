@@ -20,10 +20,12 @@ class RecordError(ValueError):
 
 
 def path(study: str, experiment: str, seed: int) -> Path:
+    """Where the record of a run is kept."""
     return paths.reports(study) / "records" / f"{experiment}-seed{seed}.json"
 
 
 def write(study: str, record: dict) -> Path:
+    """Write a record atomically, with the schema's number."""
     target = path(study, record["experiment"], record["seed"])
     paths.write_json(target, {"schema": SCHEMA, **record})
     return target
@@ -51,7 +53,11 @@ def load(study: str) -> list[dict]:
     Raises:
         RecordError: there are none, or one is damaged.
     """
-    folder = paths.reports(study) / "records"
+    return load_folder(paths.reports(study) / "records")
+
+
+def load_folder(folder: Path) -> list[dict]:
+    """The same for any folder of records."""
     found = [read(file) for file in sorted(folder.glob("*.json"))]
     if not found:
         raise RecordError(f"no records in {folder}: run 'make reproduce' first")
@@ -95,6 +101,7 @@ def replicates(records: list[dict], experiment: str) -> np.ndarray:
 
 
 def interval95(values: np.ndarray) -> tuple[float, float]:
+    """The middle 95 % of bootstrap replicates (percentile method)."""
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return float(low), float(high)
 

@@ -82,22 +82,24 @@ def findings(summary: pd.DataFrame) -> dict[str, list[str]]:
     """What worked and what did not, as sentences that follow from the numbers alone."""
     worked, failed = [], []
     for name, row in summary.iterrows():
-        if name == "baseline":
-            continue
-        figures = (
-            f"{name}: {times(row['speed_up'])} fewer MACs, {times(row['compression'])} fewer bytes, AU-FA-FR "
-            f"{area(row['au_fa_fr'])}e-5, {row['ratio']:.2f} of the baseline's"
-        )
-        below = row["au_fa_fr"] <= published.BAR
-        (worked if below else failed).append(
-            f"{figures}. {'Below' if below else 'Above'} the reports' bar of {area(published.BAR)}e-5."
-        )
-        said = verdict(row)
+        said, fewer_bits = verdict(row), row["precision"] != "float32"
+        against = ""
         if said:
             interval = f"{area(row['gain'])}e-5, 95 % interval {area(row['gain_low'])} to {area(row['gain_high'])}e-5"
-            sentence = f"{name} against {row['control']}: {said} (gain {interval})."
-            kept = row["precision"] != "float32" and said != "worse"  # fewer bits need not be better
-            (worked if kept or said == "better" else failed).append(sentence)
+            against = f"{name} against {row['control']}: {said} (gain {interval})."
+        if fewer_bits:  # need not be better, must not be worse
+            (failed if said == "worse" else worked).append(
+                f"{against} {times(row['compression'])} fewer bytes than the baseline."
+            )
+        elif name != "baseline":
+            below = row["au_fa_fr"] <= published.BAR
+            (worked if below else failed).append(
+                f"{name}: {times(row['speed_up'])} fewer MACs, {times(row['compression'])} fewer bytes, AU-FA-FR "
+                f"{area(row['au_fa_fr'])}e-5, {row['ratio']:.2f} of the baseline's. "
+                f"{'Below' if below else 'Above'} the reports' bar of {area(published.BAR)}e-5."
+            )
+            if against:
+                (worked if said == "better" else failed).append(against)
     return {"worked": worked, "failed": failed}
 
 
@@ -176,9 +178,9 @@ README_COLUMNS = ["AU-FA-FR ×1e5 ↓", "95 % interval", "ratio to baseline ↓"
                   "size, kB ↓", "compression ↑"]  # fmt: skip
 
 
-def readme_results(study: str) -> str:
+def readme_results(study: str, reference: Path) -> str:
     """The results of a published study as the README shows them: its sentence and its table."""
-    found = records.load(f"reference/{study}")
+    found = records.load_folder(reference / study / "records")
     summary, first = records.summary(found), found[0]
     metrics = first["metrics"]
     sentence = (
@@ -189,11 +191,17 @@ def readme_results(study: str) -> str:
     return f"{sentence}\n\n{markdown(display_table(summary)[README_COLUMNS])}"
 
 
-def fill_readme(text: str) -> str:
-    """The README with the results between its ``<!-- results: STUDY -->`` marks made anew."""
+def fill_readme(text: str, reference: Path) -> str:
+    """The README with the results between its ``<!-- results: STUDY -->`` marks made anew.
+
+    Args:
+        reference: the folder of the published studies; a study that is not there keeps its text.
+    """
 
     def fresh(match: re.Match) -> str:
-        return f"{match[1]}\n{readme_results(match[2])}\n{match[3]}"
+        if not (reference / match[2]).exists():
+            return match[0]
+        return f"{match[1]}\n\n{readme_results(match[2], reference)}\n\n{match[3]}"
 
     return re.sub(r"(<!-- results: (\S+) -->).*?(<!-- end -->)", fresh, text, flags=re.DOTALL)
 
@@ -202,9 +210,7 @@ def notebook_html(executed: Path) -> Path:
     """An executed notebook as HTML beside it. Progress bars, which need scripts, are left out."""
     from nbconvert import HTMLExporter
 
-    notebook = nbformat.read(executed, as_version=4)
-    _drop_outputs(notebook, "application/vnd.jupyter.widget-view+json")
-    notebook.metadata.pop("widgets", None)
+    notebook = _without_progress(executed)
     notebook.metadata["title"] = executed.stem
     body, _ = HTMLExporter(template_name="lab").from_notebook_node(notebook)
     page = executed.with_suffix(".html")
@@ -226,10 +232,8 @@ def publish(study: str) -> None:
     for file in ("results.csv", "index.html"):
         shutil.copy(source / file, target / file)
     for executed in sorted((source / "notebooks").glob("0*.ipynb")):
-        notebook = nbformat.read(executed, as_version=4)
-        _drop_outputs(notebook, "application/vnd.jupyter.widget-view+json")
+        notebook = _without_progress(executed)
         _drop_audio(notebook)
-        notebook.metadata.pop("widgets", None)
         notebook.metadata.pop("papermill", None)  # holds paths of this machine
         copy = target / "notebooks" / executed.name
         paths.write_atomically(copy, nbformat.writes(notebook))
@@ -240,7 +244,7 @@ def publish(study: str) -> None:
         ignore=shutil.ignore_patterns("*.resume", "*.tmp"),
     )
     readme = paths.ROOT / "README.md"
-    paths.write_atomically(readme, fill_readme(readme.read_text()))
+    paths.write_atomically(readme, fill_readme(readme.read_text(), paths.reports("reference")))
 
 
 def _drop_audio(notebook: nbformat.NotebookNode) -> None:
@@ -250,7 +254,12 @@ def _drop_audio(notebook: nbformat.NotebookNode) -> None:
                 output["data"] = {"text/plain": "(no audio in the published copy: run the notebook to listen)"}
 
 
-def _drop_outputs(notebook: nbformat.NotebookNode, mime: str) -> None:
+def _without_progress(executed: Path) -> nbformat.NotebookNode:
+    """An executed notebook without progress bars, which need scripts, and progress lines."""
+    notebook = nbformat.read(executed, as_version=4)
+    notebook.metadata.pop("widgets", None)
+    bar = "application/vnd.jupyter.widget-view+json"
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if mime not in o.get("data", {})]
+            cell.outputs = [o for o in cell.outputs if bar not in o.get("data", {}) and o.get("name") != "stderr"]
+    return notebook

@@ -201,14 +201,16 @@ def glue(corpus: Corpus, rows: Sequence[int], keyword: str) -> Track:
 
 
 def trade_off(track: Track, times_s: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """False alarms per hour and miss rate of the events of a track, from high thresholds to low ones.
+    """The least miss rate that a threshold reaches at each number of false alarms per hour.
 
-    The thresholds are 200 quantiles of the scores. (T,), (T,) -> (200,), (200,)
+    Tried are 200 quantiles of the scores. An alarm can hide a keyword that follows within the
+    refractory time, so a lower threshold may find less: the best one that allows no more false
+    alarms is what counts. (T,), (T,) -> rising false alarms per hour, falling miss rates
     """
-    fa_per_h, miss_rate = [], []
+    counted = []
     for threshold in np.quantile(scores, np.linspace(1, 0.5, 200)):
         fired = [t for t, _ in events(times_s, scores, threshold)]
         found, false_alarms = count_events(fired, track.keywords_s)
-        fa_per_h.append(false_alarms / track.other_hours)
-        miss_rate.append(1 - found / len(track.keywords_s))
-    return np.array(fa_per_h), np.array(miss_rate)
+        counted.append((false_alarms / track.other_hours, 1 - found / len(track.keywords_s)))
+    fa_per_h, miss_rate = np.array(sorted(counted)).T
+    return fa_per_h, np.minimum.accumulate(miss_rate)

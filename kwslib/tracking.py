@@ -19,6 +19,7 @@ TIME_LIMIT_S = 120
 
 
 def csv_path(study: str, experiment: str, seed: int) -> Path:
+    """Where the training log of a run is kept."""
     return paths.reports(study) / "logs" / f"{experiment}-seed{seed}.csv"
 
 

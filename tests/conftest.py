@@ -26,9 +26,11 @@ def home(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A folder corpus: 3 words x 12 speakers x 2 takes, WAV and FLAC."""
+    """A folder corpus: 3 words x 12 speakers x 2 takes, WAV and FLAC, and a background recording."""
     rng = np.random.default_rng(0)
     root = tmp_path / "tones"
+    (root / "_background_noise_").mkdir(parents=True)
+    soundfile.write(root / "_background_noise_" / "hiss.wav", rng.uniform(-0.1, 0.1, 3 * SAMPLE_RATE), SAMPLE_RATE)
     for word, frequency in WORDS.items():
         (root / word).mkdir(parents=True)
         for speaker in range(12):

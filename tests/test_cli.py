@@ -1,0 +1,104 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from kwslib import corpora, features, train
+from kwslib.cli import main
+from kwslib.config import CRNNConfig
+from kwslib.experiments import Experiment, open_study
+from kwslib.train import Training
+
+
+@pytest.fixture
+def trained(folder):
+    study = open_study(str(folder), "go", "speaker", "smoke")
+    study.run(
+        [Experiment("baseline", student=CRNNConfig(2, hidden_size=6), training=Training(epochs=60, batch_size=16))]
+    )
+    return study
+
+
+def run(capsys, *arguments) -> str:
+    assert main([str(a) for a in arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_score(trained, folder, capsys):
+    files = [folder / "go" / "s00_nohash_0.wav", folder / "stop" / "s03_nohash_1.flac"]
+    rows = json.loads(run(capsys, "score", "--checkpoint", trained.checkpoint("baseline"), *files, "--json"))
+    assert [row["file"] for row in rows] == [str(f) for f in files]
+    clips = trained.corpus.clips["clip"].tolist()
+    index = [clips.index(f"{f.parent.name}/{f.name}") for f in files]
+    logits = train.score(trained.model("baseline"), trained.logmels[index]).astype(float)
+    np.testing.assert_allclose([row["score"] for row in rows], 1 / (1 + np.exp(-logits)), atol=1e-4)
+
+
+def test_cost(trained, capsys):
+    values = json.loads(run(capsys, "cost", "--checkpoint", trained.checkpoint("baseline"), "--json"))
+    wanted = "params macs_per_clip thop_macs_batch128 thop_macs_batch128_with_bias macs_per_second state_dict_bytes"
+    assert set(wanted.split()) | {"weights_bytes"} <= set(values)
+    assert values["weights_bytes"] == 4 * values["params"]
+    record = trained.results().records[0]
+    assert values.items() <= record["cost"].items()
+
+
+def test_evaluate(trained, folder, capsys):
+    out = run(capsys, "evaluate", "--checkpoint", trained.checkpoint("baseline"), "--corpus", folder, "--keyword", "go",
+              "--json")  # fmt: skip
+    values = json.loads(out)
+    assert (values["n_keyword"], values["n_other"]) == (24, 48)
+    p = 24 / 72
+    assert values["roc_auc"] == pytest.approx(1 - values["au_fa_fr"] / (p * (1 - p)))
+    low, high = values["au_fa_fr_ci95"]
+    assert low <= values["au_fa_fr"] <= high
+
+
+def test_stream(trained, tmp_path, capsys):
+    track = np.concatenate([corpora.read_clip(f) for f in sorted((tmp_path / "tones" / "go").glob("*"))[:3]])
+    soundfile.write(tmp_path / "t.wav", track, 16_000)
+    checkpoint = trained.checkpoint("baseline")
+    lines = run(capsys, "stream", "--checkpoint", checkpoint, "--wav", tmp_path / "t.wav", "--json", "--threshold", "0")
+    rows = [json.loads(line) for line in lines.splitlines()]
+    steps, events = [r for r in rows if "event" not in r], [r for r in rows if "event" in r]
+    n_frames = (len(track) - 0) // 160 + 1
+    assert len(steps) == (n_frames - 20) // 8 + 1
+    assert [r["t_s"] for r in steps[:3]] == [0.19, 0.27, 0.35]
+    assert all(0 <= r["score"] <= 1 for r in steps)
+    assert [e["t_s"] for e in events] == [0.19, 1.23, 2.27]  # threshold 0: one event per refractory second
+    clip_end = features.LogMel()(features.from_int16(corpora.to_int16(track[None, :16_000])))
+    assert steps[10]["score"] == pytest.approx(
+        1 / (1 + np.exp(-train.score(trained.model("baseline"), clip_end.numpy())[0])), abs=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["score", "--checkpoint", "none.pt", "x.wav"], "no checkpoint at none.pt"),
+        (["score", "--checkpoint", "GOOD", "none.wav"], "cannot read none.wav"),
+        (["stream", "--checkpoint", "GOOD", "--wav", "none.wav"], "cannot read none.wav"),
+        (["evaluate", "--checkpoint", "GOOD", "--corpus", "none", "--keyword", "go"], "no corpus at"),
+        (["evaluate", "--checkpoint", "GOOD", "--corpus", "FOLDER", "--keyword", "xyz"], "'xyz' is not in"),
+        (["study", "--profile", "fast"], "unknown profile 'fast'"),
+        (["study", "--corpus", "/none"], "no corpus at /none"),
+        (["table", "nothing"], "no records in"),
+    ],
+)
+def test_bad_input_exits_with_2_and_one_sentence(trained, folder, capsys, arguments, message):
+    places = {"GOOD": str(trained.checkpoint("baseline")), "FOLDER": str(folder)}
+    assert main([places.get(a, a) for a in arguments]) == 2
+    error = capsys.readouterr().err
+    last = error.strip().splitlines()[-1]
+    assert message in last and last.startswith("kws ") and "Traceback" not in error
+
+
+def test_python_m_kwslib_is_the_same_program():
+    done = subprocess.run(
+        [sys.executable, "-m", "kwslib", "name", "--keyword", "Zoom In"], capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "synthetic-zoom-in-speaker"
+    assert subprocess.run([sys.executable, "-m", "kwslib", "score"], capture_output=True).returncode == 2

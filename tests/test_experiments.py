@@ -1,0 +1,158 @@
+import json
+
+import pytest
+
+from kwslib import config, experiments, paths, records, report, tracking
+from kwslib.augment import Augmentation
+from kwslib.config import CRNNConfig
+from kwslib.experiments import Experiment, ExperimentError, open_study
+from kwslib.losses import Labels, SoftTargets
+from kwslib.quantize import DynamicInt8, Half
+from kwslib.train import Training
+
+TINY = CRNNConfig(cnn_out_channels=2, hidden_size=6, gru_num_layers=1)
+QUICK = Training(epochs=40, batch_size=16)  # the smoke profile makes 2 of them
+BASELINE = Experiment("baseline", student=TINY, training=QUICK)
+STUDENT = Experiment(
+    "student",
+    student=TINY,
+    teacher="baseline",
+    losses=(Labels(0.4), SoftTargets(0.6, 10.0)),
+    training=QUICK,
+    control="baseline",
+)
+HALF = Experiment("student-fp16", start="student", after=(Half(),), control="student")
+INT8 = Experiment("student-int8", start="student", after=(DynamicInt8(),), control="student")
+
+
+@pytest.fixture
+def study(folder):
+    return open_study(str(folder), "go", "speaker", "smoke", seeds=2)
+
+
+def stable(study, name, seed=0) -> dict:
+    """A record without what may differ between equal runs."""
+    record = json.loads(records.path(study.name, name, seed).read_text())
+    record.pop("run")
+    return record
+
+
+def test_a_study_from_recipes_to_report(study, monkeypatch):
+    results = study.run([BASELINE, STUDENT, HALF, INT8])  # needs are met within one call, wave by wave
+    assert list(results.summary.index) == ["baseline", "student", "student-fp16", "student-int8"]
+    assert len(results.records) == 8
+    assert results["student-int8"].macs_per_clip == results["student"].macs_per_clip
+    assert results["student-fp16"].weights_bytes * 2 == results["student"].weights_bytes
+    record = results.records[0]
+    assert record["epochs"] == len(record["history"]["loss"]) == 2
+    assert record["data"]["split_sha256"] == study.split.sha256
+    assert record["metrics"]["n_keyword"] + record["metrics"]["n_other"] == record["data"]["n_test"]
+    log = tracking.csv_path(study.name, "baseline", 0).read_text().splitlines()
+    assert len(log) == 3 and log[0].startswith("epoch,loss,labels_0,val_au_fa_fr")
+    assert not list(paths.checkpoints(study.name).glob("*.resume"))
+
+    before = {f: f.read_bytes() for f in paths.checkpoints(study.name).iterdir()}
+    monkeypatch.setattr(experiments, "_execute", lambda task: pytest.fail(f"{task.label} ran again"))
+    study.run([BASELINE, STUDENT, HALF, INT8])
+    assert before == {f: f.read_bytes() for f in paths.checkpoints(study.name).iterdir()}
+
+    page = report.write(study.name).read_text()
+    assert "student-int8" in page and "http" not in page.replace("http://www.w3.org", "")
+    table = (paths.reports(study.name) / "results.csv").read_text().splitlines()
+    assert table[0].startswith("experiment,seed,au_fa_fr,au_fa_fr_val,ci95_low,ci95_high") and len(table) == 9
+
+
+def test_one_process_or_many_any_order_same_bytes(study, folder, monkeypatch):
+    study.run([BASELINE])
+    first = {f.name: f.read_bytes() for f in paths.checkpoints(study.name).iterdir()}
+    first_record = stable(study, "baseline", 1)
+    for file in [*paths.checkpoints(study.name).iterdir(), *(paths.reports(study.name) / "records").iterdir()]:
+        file.unlink()
+    monkeypatch.setattr(experiments, "cpu_count", lambda: 1)
+    study.run([BASELINE])
+    assert first == {f.name: f.read_bytes() for f in paths.checkpoints(study.name).iterdir()}
+    assert first_record == stable(study, "baseline", 1)
+
+
+def test_a_changed_recipe_trains_again_and_so_does_what_learnt_from_it(study):
+    study.run([BASELINE, STUDENT])
+    before = stable(study, "student")["identity"]
+    louder = Experiment("baseline", student=TINY, training=QUICK, augmentation=Augmentation(time_mask=0))
+    study.run([louder, STUDENT])
+    assert stable(study, "student")["identity"] != before
+
+
+def test_a_changed_note_or_control_trains_nothing(study, monkeypatch):
+    study.run([BASELINE])
+    monkeypatch.setattr(experiments, "_execute", lambda task: pytest.fail("trained again"))
+    study.run([Experiment("baseline", student=TINY, training=QUICK, note="new words")])
+    assert stable(study, "baseline")["note"] == "new words"
+
+
+@pytest.mark.parametrize("damage", ["record", "checkpoint", "sidecar"])
+def test_a_damaged_file_is_made_anew_with_the_same_content(study, damage):
+    study.run([BASELINE])
+    checkpoint = study.checkpoint("baseline")
+    file = {
+        "record": records.path(study.name, "baseline", 0),
+        "checkpoint": checkpoint,
+        "sidecar": checkpoint.with_suffix(".json"),
+    }[damage]
+    before = checkpoint.read_bytes()
+    file.write_bytes(file.read_bytes()[:50])
+    study.run([BASELINE])
+    assert checkpoint.read_bytes() == before
+    study.model("baseline")
+
+
+def test_one_failing_run_keeps_the_others_and_is_reported(study):
+    broken = Experiment("broken", student=CRNNConfig(kernel_size=(50, 20)), training=QUICK)
+    depends = Experiment("depends", start="broken", after=(Half(),))
+    with pytest.raises(ExperimentError, match="4 runs failed, the others are kept.*broken-seed0.*what it needs failed"):
+        study.run([broken, depends, BASELINE])
+    assert len(study.results().records) == 2
+
+
+def test_missing_needs_and_bad_recipes_are_named(study):
+    with pytest.raises(ExperimentError, match="'baseline' .* is needed but has no checkpoint"):
+        study.run([STUDENT])
+    with pytest.raises(ExperimentError, match="circle"):
+        study.run(
+            [
+                Experiment("a", student=TINY, teacher="b", losses=(SoftTargets(),)),
+                Experiment("b", student=TINY, teacher="a", losses=(SoftTargets(),)),
+            ]
+        )
+    with pytest.raises(ExperimentError, match="share a name"):
+        study.run([BASELINE, BASELINE])
+    with pytest.raises(ValueError, match="names no teacher"):
+        Experiment("x", student=TINY, losses=(SoftTargets(),))
+    with pytest.raises(ValueError, match="either a student to train or a start"):
+        Experiment("x")
+    with pytest.raises(ValueError, match="not usable as a file name"):
+        Experiment("a/b", student=TINY)
+
+
+def test_parameters_of_a_study_are_checked(folder):
+    with pytest.raises(ValueError, match="choose one of smoke, standard, full"):
+        open_study(profile_name="fast")
+    with pytest.raises(ValueError, match="choose one of speaker, random"):
+        open_study(split="clip")
+    with pytest.raises(ValueError, match="whole number"):
+        open_study(seeds=-1)
+
+
+def test_a_quick_run_does_not_replace_a_long_one(study, folder):
+    study.run([BASELINE])
+    file = records.path(study.name, "baseline", 0)
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps(record | {"profile": "standard"}))
+    with pytest.raises(ExperimentError, match="holds results of profile 'standard'"):
+        open_study(str(folder), "go", "speaker", "smoke")
+    open_study(str(folder), "go", "speaker", "full")
+
+
+def test_a_profile_changes_sizes_only():
+    smoke, standard = config.profile("smoke"), config.profile("standard")
+    assert smoke.synthetic_speakers < standard.synthetic_speakers
+    assert standard.synthetic_speakers * 36 * 2 >= 12_000

@@ -1,0 +1,150 @@
+import io
+import pickle
+
+import pytest
+import torch
+
+from kwslib import models, quantize
+from kwslib.config import CRNNConfig, describe
+from kwslib.models import CRNN, CheckpointError
+from kwslib.quantize import DynamicInt8, Half, PrecisionError
+
+TINY = CRNNConfig(cnn_out_channels=2, hidden_size=8, gru_num_layers=2, attention_size=5)
+
+
+def saved(path, convert=lambda m: m):
+    torch.manual_seed(0)
+    model = convert(CRNN(TINY).eval())
+    quantize.save(path, model, {"model": describe(TINY), "experiment": "x"})
+    return model
+
+
+def test_state_dict_names_are_those_of_the_reports():
+    names = set(CRNN(TINY).state_dict())
+    assert {n for n in names if not n.startswith("gru.")} == {
+        *(f"conv.0.{x}" for x in ("weight", "bias")),
+        *(f"attention.energy.{i}.{x}" for i in (0, 2) for x in ("weight", "bias")),
+        *(f"classifier.{x}" for x in ("weight", "bias")),
+    }
+
+
+def test_the_model_equals_its_formulas():
+    """Convolution, GRU cell, attention and classifier written out, in float64."""
+    torch.manual_seed(0)
+    config = CRNNConfig(cnn_out_channels=2, hidden_size=4, gru_num_layers=1)
+    model = CRNN(config).double().eval()
+    w = model.state_dict()
+    x = torch.randn(1, 40, 101, dtype=torch.float64)
+    hidden, outputs = torch.zeros(4, dtype=torch.float64), []
+    for step in range(config.n_steps(101)):
+        column = [
+            (x[0, 2 * f : 2 * f + 5, 8 * step : 8 * step + 20] * w["conv.0.weight"][c, 0]).sum() + w["conv.0.bias"][c]
+            for c in range(2)
+            for f in range(config.conv_bins)
+        ]
+        i = w["gru.weight_ih_l0"] @ torch.stack(column) + w["gru.bias_ih_l0"]
+        h = w["gru.weight_hh_l0"] @ hidden + w["gru.bias_hh_l0"]
+        reset, update = torch.sigmoid(i[:4] + h[:4]), torch.sigmoid(i[4:8] + h[4:8])
+        hidden = (1 - update) * torch.tanh(i[8:] + reset * h[8:]) + update * hidden
+        outputs.append(hidden)
+    energy = [
+        (w["attention.energy.2.weight"] @ torch.tanh(w["attention.energy.0.weight"] @ o + w["attention.energy.0.bias"]))
+        + w["attention.energy.2.bias"]
+        for o in outputs
+    ]
+    weights = torch.softmax(torch.cat(energy), 0)
+    context = sum(a * o for a, o in zip(weights, outputs, strict=True))
+    expected = w["classifier.weight"] @ context + w["classifier.bias"]
+    torch.testing.assert_close(model(x)[0], expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(model.outputs(x).attention[0], weights, atol=1e-12, rtol=0)
+
+
+def test_wrong_shapes_are_named():
+    with pytest.raises(ValueError, match=r"expected log-mels \(batch, 40.*got \(1, 39, 101\)"):
+        CRNN(TINY)(torch.zeros(1, 39, 101))
+    with pytest.raises(ValueError, match="at least 20 frames"):
+        CRNN(TINY)(torch.zeros(1, 40, 19))
+
+
+@pytest.mark.parametrize("convert", [lambda m: m, Half(), DynamicInt8()], ids=["float32", "float16", "int8"])
+def test_a_checkpoint_comes_back_as_it_was(tmp_path, convert):
+    model = saved(tmp_path / "m.pt", convert)
+    loaded, sidecar = quantize.load(tmp_path / "m.pt")
+    x = torch.randn(3, 40, 101).to(next(model.parameters()).dtype)
+    assert torch.equal(model(x), loaded(x))
+    assert quantize.sizes(model) == quantize.sizes(loaded)
+    assert sidecar["checkpoint_bytes"] == (tmp_path / "m.pt").stat().st_size
+    assert quantize.precision_of(loaded) == sidecar["precision"]
+    assert set(torch.load(tmp_path / "m.pt", weights_only=True)) == set(CRNN(TINY).state_dict())
+    first = (tmp_path / "m.pt").read_bytes()
+    saved(tmp_path / "another-name.pt", convert)
+    assert (tmp_path / "another-name.pt").read_bytes() == first
+
+
+def test_int8_weights_are_the_float_weights_rounded_to_their_scale():
+    torch.manual_seed(0)
+    model = CRNN(TINY).eval()
+    integers = quantize.tensors(DynamicInt8()(model))
+    for name, weight in quantize.tensors(model).items():
+        if integers[name].is_quantized:
+            assert (integers[name].dequantize() - weight).abs().max() <= integers[name].q_scale() * 0.51
+        else:
+            assert torch.equal(integers[name], weight)
+    assert {n for n, t in integers.items() if t.is_quantized} == {
+        n for n in integers if "weight" in n and not n.startswith("conv")
+    }
+
+
+def test_half_refuses_what_float16_cannot_hold():
+    model = CRNN(TINY)
+    model.classifier.weight.data[0, 0] = 1e6
+    with pytest.raises(PrecisionError, match="classifier.weight does not fit"):
+        Half()(model)
+
+
+class Evil:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code ran')",))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a checkpoint of this project"),
+        (b"hello", "not a checkpoint of this project"),
+        (pickle.dumps(Evil(), protocol=2), "not a checkpoint of this project"),
+        ("list", "holds a list"),
+    ],
+)
+def test_a_foreign_file_gets_one_sentence_and_runs_nothing(tmp_path, content, message):
+    path = tmp_path / "m.pt"
+    saved(path)
+    if content == "list":
+        buffer = io.BytesIO()
+        torch.save([torch.zeros(1)], buffer)
+        content = buffer.getvalue()
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        quantize.load(path)
+
+
+def test_missing_damaged_and_mixed_up_checkpoints_are_named(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        quantize.load(tmp_path / "none.pt")
+    saved(tmp_path / "a.pt")
+    (tmp_path / "b.pt").write_bytes((tmp_path / "a.pt").read_bytes())
+    with pytest.raises(CheckpointError, match="needs its description b.json"):
+        quantize.load(tmp_path / "b.pt")
+    saved(tmp_path / "c.pt", Half())
+    (tmp_path / "c.json").write_bytes((tmp_path / "a.json").read_bytes())
+    with pytest.raises(CheckpointError, match="do not belong together"):
+        quantize.load(tmp_path / "c.pt")
+    (tmp_path / "a.pt").write_bytes((tmp_path / "a.pt").read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        quantize.load(tmp_path / "a.pt")
+
+
+def test_keyword_score_ranks_where_softmax_saturates():
+    logits = torch.tensor([[-40.0, 40.0], [-50.0, 50.0]])
+    assert logits.softmax(1)[0, 1] == logits.softmax(1)[1, 1] == 1.0
+    assert models.keyword_score(logits).tolist() == [80.0, 100.0]

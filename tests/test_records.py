@@ -1,0 +1,94 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from kwslib import published, records, report
+from kwslib.records import RecordError
+
+
+def record(name, seed, area, macs=1000, size=4000, control=None, order=0, replicates=None, precision="float32"):
+    """A record with numbers that can be checked by hand."""
+    return {
+        "schema": 1,
+        "experiment": name,
+        "seed": seed,
+        "order": order,
+        "control": control,
+        "note": "",
+        "profile": "smoke",
+        "precision": precision,
+        "epochs": 1,
+        "metrics": {
+            "au_fa_fr": area,
+            "au_fa_fr_val": area / 2,
+            "au_fa_fr_ci95": [area / 3, area * 3],
+            "roc_auc": 0.9,
+            "n_keyword": 7,
+            "n_other": 93,
+            "n_speakers": 5,
+            "bootstrap": replicates or [area] * 4,
+        },
+        "cost": {
+            "params": 10,
+            "macs_per_clip": macs,
+            "macs_per_second": macs,
+            "state_dict_bytes": size,
+            "weights_bytes": size // 2,
+        },
+        "run": {"latency_ms_per_clip": 0.5, "wall_s": 1.0},
+    }
+
+
+def test_summary_by_hand():
+    found = [
+        record("baseline", 0, 2e-5, replicates=[1e-5, 2e-5, 3e-5, 4e-5]),
+        record("baseline", 1, 4e-5, replicates=[3e-5, 4e-5, 5e-5, 6e-5]),
+        record("small", 0, 1e-5, 100, 400, "baseline", 1, replicates=[1e-5, 1e-5, 2e-5, 2e-5]),
+        record("small", 1, 3e-5, 100, 400, "baseline", 1, replicates=[1e-5, 1e-5, 2e-5, 2e-5]),
+    ]
+    table = records.summary(found)
+    small = table.loc["small"]
+    assert small["au_fa_fr"] == pytest.approx(2e-5) and small["ratio"] == pytest.approx(2 / 3)
+    assert (small["speed_up"], small["compression"], small["seeds"]) == (10.0, 10.0, 2)
+    # the replicates' means: baseline 2 3 4 5, small 1 1 2 2, so gains of 1 2 2 3
+    expected = np.percentile([1e-5, 2e-5, 2e-5, 3e-5], [2.5, 97.5])
+    assert [small["gain_low"], small["gain_high"]] == pytest.approx(list(expected))
+    assert small["gain"] == pytest.approx(1e-5)
+    assert report.verdict(small) == "better"
+    assert pd.isna(table.loc["baseline", "gain"])
+
+
+def test_what_lost_is_said_to_have_lost():
+    found = [
+        record("baseline", 0, 1e-5),
+        record("worse", 0, 9e-5, 100, 400, "baseline", 1),
+        record("same-fp16", 0, 1e-5, 1000, 2000, "baseline", 2, precision="float16"),
+    ]
+    said = report.findings(records.summary(found))
+    assert any("worse" in s and "Above the reports' bar" in s for s in said["failed"])
+    assert any(s.startswith("worse against baseline: worse") for s in said["failed"])
+    assert any(s.startswith("same-fp16 against baseline: no clear difference") for s in said["worked"])
+
+
+def test_a_perfect_baseline_does_not_divide_by_zero():
+    table = records.summary([record("baseline", 0, 0.0), record("small", 0, 1e-5, order=1)])
+    assert table["ratio"].isna().all()
+
+
+def test_missing_damaged_and_foreign_records_are_named(home):
+    with pytest.raises(RecordError, match="no records in .* run 'make reproduce' first"):
+        records.load("nothing")
+    path = records.write("s", record("baseline", 0, 1e-5))
+    path.write_text("{")
+    with pytest.raises(RecordError, match="is not a record"):
+        records.load("s")
+    path.write_text('{"schema": 99}')
+    with pytest.raises(RecordError, match="schema 99"):
+        records.load("s")
+
+
+def test_published_rows_stand_beside_ours():
+    table = published.beside(records.summary([record("baseline", 0, 1e-5), record("kd-kl-labels", 0, 1e-5, 100)]))
+    assert set(table.index) == {"A1", "B0"}
+    assert table.loc["A1", "speed_up, published"] == 10.3
+    assert table.loc["A1", "speed_up, ours"] == 10.0

@@ -1,0 +1,141 @@
+"""Rules of the repository, tested so that they do not depend on anybody's hooks."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+
+import nbformat
+import papermill
+import pytest
+
+from kwslib import paths, records, report
+
+ROOT = paths.ROOT
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+ROOMS = {
+    0: "paths config records tracking synthesis plots report published",
+    1: "corpora splits features augment models losses metrics cost",
+    2: "train quantize",
+    3: "stream",
+    4: "experiments",
+    5: "cli",
+}
+FLOOR = {room: floor for floor, rooms in ROOMS.items() for room in rooms.split()}
+# Inside a floor some rooms build on others; from left to right.
+ORDER = (
+    "paths config published records synthesis tracking plots report "
+    "corpora splits features models metrics augment losses cost"
+)
+
+
+def tracked() -> list[str]:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    return listed.stdout.splitlines() or pytest.skip("not a git checkout")
+
+
+def imports(room: str) -> set[str]:
+    tree = ast.parse((ROOT / "kwslib" / f"{room}.py").read_text())
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "kwslib":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kwslib."):
+            found.add(node.module.split(".")[1])
+    return found
+
+
+def test_every_room_is_on_a_floor():
+    assert set(FLOOR) == {p.stem for p in (ROOT / "kwslib").glob("*.py")} - {"__init__", "__main__"}
+
+
+@pytest.mark.parametrize("room", FLOOR)
+def test_rooms_import_only_from_below(room):
+    order = ORDER.split()
+    for other in imports(room):
+        same_floor = FLOOR[other] == FLOOR[room] and room in order and order.index(other) < order.index(room)
+        assert FLOOR[other] < FLOOR[room] or same_floor, f"{room} imports {other}"
+
+
+@pytest.mark.parametrize("room", ROOMS[0].split())
+def test_the_ground_floor_knows_no_torch(room):
+    code = f"import sys, kwslib.{room}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_public_functions_have_docstrings():
+    missing = []
+    for room in FLOOR:
+        tree = ast.parse((ROOT / "kwslib" / f"{room}.py").read_text())
+        for node in tree.body:
+            public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+            if public and not ast.get_docstring(node):
+                missing.append(f"{room}.{node.name}")
+    assert missing == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_is_stored_clean(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    nodes = [node for cell in code for node in ast.walk(ast.parse(cell.source))]
+    assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in nodes)
+    assert all(re.fullmatch(r"[a-z][a-z0-9-]*", cell.id) for cell in notebook.cells)
+    assert list(papermill.inspect_notebook(str(path))) == ["corpus", "keyword", "split", "profile", "seeds"]
+    assert set(notebook.metadata) <= {"kernelspec", "language_info"}
+
+
+def test_the_six_notebooks_are_there():
+    assert tuple(p.stem for p in NOTEBOOKS) == report.NOTEBOOKS
+
+
+def test_pyproject_environment_and_lock_agree():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = {*project["dependencies"], *project["optional-dependencies"]["dev"]}
+    assert all("==" in pin for pin in wanted)
+    lock = (ROOT / "requirements.lock").read_text()
+    locked = set(re.findall(r"^([\w.-]+==[^ \n]+)", lock, flags=re.MULTILINE))
+    conda = set(re.findall(r"^ +- ([\w.-]+==\S+)", (ROOT / "environment.yml").read_text(), flags=re.MULTILINE))
+    assert conda == wanted
+    assert {pin.lower() for pin in wanted} <= locked
+    assert {"torch==2.11.0", "torchaudio==2.11.0"} <= locked
+    assert len(locked) == len(lock.splitlines()) - 1, "every line of the lock is an exact pin"
+    assert "://" not in lock
+
+
+def test_every_make_target_of_the_readme_exists():
+    named = set(re.findall(r"\bmake ([a-z-]+)", (ROOT / "README.md").read_text()))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert {"reproduce", "test", "help"} <= named <= targets
+
+
+def test_readme_numbers_equal_the_reference_records():
+    readme = (ROOT / "README.md").read_text()
+    assert report.fill_readme(readme, ROOT / "reports" / "reference") == readme
+    for study in re.findall(r"<!-- results: (\S+) -->", readme):
+        folder = ROOT / "reports" / "reference" / study
+        table = records.results([records.read(f) for f in sorted((folder / "records").glob("*.json"))])
+        assert len(table) == len((folder / "results.csv").read_text().splitlines()) - 1 > 0
+        assert all((ROOT / "checkpoints" / "reference" / study / f"{e}-seed{s}.pt").exists()
+                   for e, s in zip(table["experiment"], table["seed"], strict=True))  # fmt: skip
+
+
+def test_tracked_files_hold_no_machine_paths_or_recordings():
+    machine = re.compile(rb"/(home|root|Users|work)/[a-z]")
+    for name in tracked():
+        path = ROOT / name
+        assert path.suffix not in {".wav", ".flac", ".mp3", ".npy", ".npz"}, name
+        assert path.stat().st_size < 2_000_000, name
+        if path.suffix in {".json", ".ipynb", ".html", ".md", ".csv", ".svg", ".py", ".toml", ".yml", ".lock"}:
+            content = path.read_bytes()
+            assert b"data:audio" not in content or name.endswith("test_repository.py"), name
+            assert not machine.search(content) or name.endswith("test_repository.py"), name
+
+
+def test_code_is_clean():
+    for command in (["check"], ["format", "--check"]):
+        done = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout

@@ -1,0 +1,103 @@
+import itertools
+import json
+import random
+
+import numpy as np
+import pytest
+import soundfile
+
+from kwslib import corpora, paths, splits
+from kwslib.config import SAMPLE_RATE
+from kwslib.splits import SplitError
+
+NAMES = [f"{word}/s{speaker:03d}_nohash_{take}.wav" for word in "abc" for speaker in range(50) for take in range(3)]
+
+
+@pytest.mark.parametrize("split", ["speaker", "random"])
+def test_a_split_is_a_function_of_the_names_alone(split):
+    shuffled = random.Random(1).sample(NAMES, len(NAMES))
+    assert splits.assign(NAMES, split).equals(splits.assign(shuffled, split))
+
+
+def test_speaker_split_shares_no_speaker_and_has_the_wanted_sizes():
+    table = splits.assign(NAMES, "speaker")
+    speakers = table.groupby("subset")["clip"].agg(lambda clips: set(map(corpora.speaker_of, clips)))
+    assert not any(a & b for a, b in itertools.combinations(speakers, 2))
+    shares = table["subset"].value_counts(normalize=True)
+    assert shares["train"] == pytest.approx(0.6, abs=0.02)
+    assert shares["val"] == pytest.approx(0.2, abs=0.02)
+
+
+def test_random_split_is_80_20_and_val_is_test(folder):
+    corpus = corpora.load(str(folder), "go")
+    split = splits.load(corpus, "go", "random")
+    assert len(split.train) == round(0.8 * 72)
+    assert (split.val == split.test).all()
+    leaks = splits.leaks(corpus, split)
+    assert leaks.loc["train / test", "shared speakers"] > 0
+
+
+def test_the_recorded_split_is_reused_and_covers_every_clip_once(folder):
+    corpus = corpora.load(str(folder), "go")
+    first = splits.load(corpus, "go", "speaker")
+    assert sorted(np.concatenate([first.train, first.val, first.test])) == list(range(72))
+    before = paths.split_csv("tones", "speaker").read_bytes()
+    again = splits.load(corpus, "stop", "speaker")
+    assert (again.train == first.train).all() and again.sha256 == first.sha256
+    assert paths.split_csv("tones", "speaker").read_bytes() == before
+    assert (splits.leaks(corpus, first)["shared speakers"] == 0).all()
+    assert splits.counts(corpus, first, "go")["speakers of the keyword"].min() >= 2
+
+
+def tampered(corpus, change):
+    splits.load(corpus, "go", "speaker")
+    path = paths.split_csv("tones", "speaker")
+    text = change(path.read_text())
+    path.write_text(text)
+    return path, text
+
+
+def test_an_edited_split_is_refused(folder):
+    corpus = corpora.load(str(folder), "go")
+    tampered(corpus, lambda text: text.replace(",train", ",test", 1))
+    with pytest.raises(SplitError, match="changed after it was recorded"):
+        splits.load(corpus, "go", "speaker")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace(",train", ",test", 1), "is in two subsets"),
+        (lambda text: text.replace(",train", ",dev", 1), "unknown subset"),
+        (lambda text: "\n".join(text.splitlines()[:-1]) + "\n", "does not fit the corpus.*1 clips are new"),
+        (lambda text: text + text.splitlines()[1] + "\n", "names a clip twice"),
+        (lambda text: "nonsense", "cannot be read"),
+    ],
+)
+def test_a_split_that_leaks_or_does_not_fit_is_refused_even_with_a_matching_digest(folder, change, message):
+    corpus = corpora.load(str(folder), "go")
+    path, text = tampered(corpus, change)
+    meta = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps(meta | {"sha256": splits._digest(text)}))
+    with pytest.raises(SplitError, match=message):
+        splits.load(corpus, "go", "speaker")
+
+
+def test_a_corpus_that_grew_no_longer_fits_its_split(folder):
+    splits.load(corpora.load(str(folder), "go"), "go", "speaker")
+    samples, _ = soundfile.read(folder / "go" / "s00_nohash_0.wav")
+    soundfile.write(folder / "go" / "s99_nohash_0.wav", samples, SAMPLE_RATE)
+    with pytest.raises(SplitError, match="1 clips are new, 0 are gone"):
+        splits.load(corpora.load(str(folder), "go"), "go", "speaker")
+
+
+def test_a_keyword_of_one_speaker_is_refused(folder):
+    (folder / "rare").mkdir()
+    soundfile.write(folder / "rare" / "s00_nohash_0.wav", np.random.default_rng(0).normal(size=8000) * 0.1, SAMPLE_RATE)
+    with pytest.raises(SplitError, match="speakers of 'rare', at least 2 are needed"):
+        splits.load(corpora.load(str(folder), "rare"), "rare", "speaker")
+
+
+def test_unknown_split_is_named(folder):
+    with pytest.raises(SplitError, match="choose one of speaker, random"):
+        splits.load(corpora.load(str(folder), "go"), "go", "speakers")

@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kwslib import corpora, stream
+from kwslib.config import CRNNConfig
+from kwslib.features import LogMel
+from kwslib.models import CRNN, keyword_score
+from kwslib.quantize import DynamicInt8, Half
+from kwslib.stream import StreamingModel
+
+# Logits of these nets are of the order of 1. float16 has 11 bits, so its sums agree to about 1e-3;
+# dynamic int8 rounds each activation to 1/255 of its range, where a last-bit change can flip a step.
+TOLERANCE = {"float32": 1e-5, "float16": 5e-3, "int8": 2e-2}
+CONVERT = {"float32": lambda m: m, "float16": Half(), "int8": DynamicInt8()}
+AUDIO = torch.randn(1, 48_000, generator=torch.Generator().manual_seed(5)) * 0.1
+
+
+def net(precision="float32", **sizes) -> CRNN:
+    torch.manual_seed(1)
+    return CONVERT[precision](CRNN(CRNNConfig(**sizes)).eval())
+
+
+MODELS = {precision: StreamingModel(net(precision)) for precision in CONVERT}
+
+
+def feed(streaming, audio, cuts):
+    state, scores = streaming.initial_state(len(audio)), []
+    for piece in torch.tensor_split(audio, cuts, dim=1):
+        new, state = streaming.step(piece, state)
+        scores.append(new)
+    return torch.cat(scores, dim=1), state
+
+
+@pytest.mark.parametrize("precision", CONVERT)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_any_chunking_gives_the_same_scores(precision, data):
+    """Chunks from one sample to two seconds."""
+    lengths = data.draw(st.lists(st.one_of(st.integers(1, 200), st.integers(1, 32_000)), min_size=1, max_size=40))
+    cuts = [c for c in np.cumsum(lengths).tolist() if c < AUDIO.shape[1]]
+    whole, _ = feed(MODELS[precision], AUDIO, [])
+    pieces, _ = feed(MODELS[precision], AUDIO, cuts)
+    assert whole.shape == pieces.shape == (1, 36)
+    assert (whole - pieces).abs().max() <= TOLERANCE[precision]
+
+
+def test_single_samples_give_the_same_scores():
+    whole, _ = feed(MODELS["float32"], AUDIO[:, :8_000], [])
+    pieces, _ = feed(MODELS["float32"], AUDIO[:, :8_000], list(range(1, 8_000)))
+    assert (whole - pieces).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("precision", CONVERT)
+@pytest.mark.parametrize("sizes", [{}, {"kernel_size": (5, 13), "stride": (4, 12), "gru_num_layers": 1}])
+def test_stream_equals_the_clip_model_on_the_whole_prefix(precision, sizes):
+    model = net(precision, **sizes)
+    streaming = StreamingModel(model, max_window_length=1000)
+    scores, _ = feed(streaming, AUDIO, [])
+    times = streaming.step_times_s(0, scores.shape[1])
+    front_end = LogMel()
+    prefixes = [model(front_end(AUDIO[:, : round(t * 16_000)]).to(streaming.dtype)) for t in times]
+    offline = torch.cat([keyword_score(p) for p in prefixes])
+    assert (offline - scores[0]).abs().max() <= TOLERANCE[precision]
+
+
+def test_attention_sees_its_window_and_no_more():
+    """Against the modules of the clip model, windows cut out by a plain loop."""
+    model, window = net(), 4
+    scores, state = feed(StreamingModel(model, max_window_length=window), AUDIO, [])
+    with torch.no_grad():
+        hidden, _ = model.gru(model.steps(LogMel()(AUDIO)))
+        for step in range(hidden.shape[1]):
+            context, _ = model.attention(hidden[:, max(0, step - window + 1) : step + 1])
+            assert keyword_score(model.classifier(context)).item() == pytest.approx(scores[0, step].item(), abs=1e-5)
+    assert state.outputs.shape[1] == window
+
+
+def test_one_clip_scores_as_in_the_clip_model():
+    clip = AUDIO[:, :16_000]
+    scores, _ = feed(MODELS["float32"], clip, [])
+    assert scores.shape == (1, 11)
+    assert scores[0, -1].item() == pytest.approx(keyword_score(net()(LogMel()(clip))).item(), abs=1e-5)
+
+
+def test_memory_is_bounded():
+    streaming = MODELS["float32"]
+    state, sizes = streaming.initial_state(), []
+    for i in range(400):
+        _, state = streaming.step(AUDIO[:, (i * 997) % 40_000 :][:, :997], state)
+        sizes.append(state.n_bytes)
+    assert max(sizes[200:]) <= max(sizes[:200]) < 12_000
+    assert all(t.numel() == t.untyped_storage().size() // t.element_size() for t in (state.samples, state.frames))
+
+
+def test_streams_do_not_touch_each_other_and_reset_is_deterministic():
+    streaming = MODELS["float32"]
+    alone, _ = feed(streaming, AUDIO, [])
+    first, second = streaming.initial_state(), streaming.initial_state()
+    mixed = []
+    for piece in AUDIO.split(3_000, dim=1):
+        new, first = streaming.step(piece, first)
+        _, second = streaming.step(torch.randn_like(piece), second)
+        mixed.append(new)
+    assert torch.equal(torch.cat(mixed, 1), feed(streaming, AUDIO, list(range(3_000, 48_000, 3_000)))[0])
+    assert torch.equal(alone, feed(streaming, AUDIO, [])[0])
+    both, _ = feed(streaming, torch.cat([AUDIO, AUDIO.flip(1)]), [])
+    torch.testing.assert_close(both[:1], alone, atol=1e-5, rtol=0)
+
+
+def test_reset_windows_are_clips_of_their_own():
+    model, samples = net(), AUDIO[0].numpy()
+    times, scores = stream.reset_scores(model, samples, window_s=1.0, step_s=0.25)
+    assert times.tolist() == [0.25 * i for i in range(1, 13)]
+    last = keyword_score(model(LogMel()(AUDIO[:, -16_000:]))).item()
+    assert scores[-1] == pytest.approx(last, abs=1e-5)
+
+
+def test_glue_marks_the_keywords(folder):
+    corpus = corpora.load(str(folder), "go")
+    go, stop = (np.flatnonzero(corpus.is_keyword(w))[0] for w in ("go", "stop"))
+    track = stream.glue(corpus, [stop, go, stop, go], "go")
+    assert track.keywords_s == [(1.0, 2.0), (3.0, 4.0)]
+    assert len(track.samples) == 64_000
+    assert track.other_hours == pytest.approx(2 / 3600)
+    assert (track.samples[16_000:32_000] * 32768 == corpus.waveforms[go]).all()
+    times = np.arange(1, 41) / 10
+    scores = np.where((times > 1.2) & (times < 1.6), 5.0, -5.0)  # fires at the first keyword only
+    fa_per_h, miss_rate = stream.trade_off(track, times, scores)
+    assert (fa_per_h[0], miss_rate[0]) == (0.0, 0.5)
+
+
+def test_bad_sizes_are_named():
+    with pytest.raises(ValueError, match="stride"):
+        StreamingModel(net(kernel_size=(5, 6)))
+    with pytest.raises(ValueError, match="max_window_length"):
+        StreamingModel(net(), max_window_length=0)

@@ -1,0 +1,115 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from kwslib import train
+from kwslib.augment import Augmentation
+from kwslib.config import CRNNConfig
+from kwslib.losses import Labels, SoftTargets
+from kwslib.metrics import au_fa_fr
+from kwslib.models import CRNN
+from kwslib.quantize import tensors
+from kwslib.train import Data, NotANumber, Training, fit
+
+TINY = CRNNConfig(cnn_out_channels=2, hidden_size=8, gru_num_layers=2)
+MASKS = Augmentation(frequency_mask=4, time_mask=8)
+
+
+@pytest.fixture
+def data() -> Data:
+    """Keyword clips hold a stripe in the middle bins, the others one elsewhere."""
+    rng = np.random.default_rng(0)
+    labels = (np.arange(160) % 8 == 0).astype(np.int64)
+    logmels = rng.normal(-10, 1, (160, 40, 101)).astype(np.float32)
+    for clip, label in zip(logmels, labels, strict=True):
+        bins = 20 if label else rng.choice([5, 35])
+        clip[bins - 2 : bins + 2, 30:70] += 6
+    return Data(
+        bank=logmels[None, :96].astype(np.float16), labels=labels[:96], val=logmels[96:], val_labels=labels[96:]
+    )
+
+
+def run(data, epochs=4, seed=0, losses=(Labels(),), **options):
+    torch.manual_seed(seed)
+    model = CRNN(TINY)
+    training = options.pop("training", Training(epochs=epochs, batch_size=16))
+    history = fit(model, data, training, losses, MASKS, seed, **options)
+    return model, history
+
+
+def same(a, b) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(tensors(a).values(), tensors(b).values(), strict=True))
+
+
+def stripped(history):
+    return [{k: v for k, v in row.items() if k != "wall_s"} for row in history]
+
+
+def test_it_learns_and_keeps_the_best_epoch_of_val(data):
+    model, history = run(data, epochs=15)
+    assert history[-1]["val_au_fa_fr"] < history[0]["val_au_fa_fr"] / 2
+    scores = train.score(model, data.val)
+    kept = min(row["val_au_fa_fr"] for row in history)
+    assert au_fa_fr(scores, data.val_labels == 1) == pytest.approx(kept, abs=1e-12)
+    assert [row["epoch"] for row in history] == list(range(1, 16))
+    assert history[0]["loss"] == pytest.approx(history[0]["labels_0"])
+
+
+def test_same_seed_same_weights_other_seed_others(data):
+    first, second, other = run(data), run(data), run(data, seed=1)
+    assert same(first[0], second[0]) and stripped(first[1]) == stripped(second[1])
+    assert not same(first[0], other[0])
+
+
+@pytest.mark.parametrize("stop_after", [1, 3])
+def test_interrupted_and_resumed_equals_undisturbed(data, tmp_path, stop_after):
+    whole, history = run(data)
+    seen = []
+
+    def interrupt(row):
+        seen.append(row)
+        if len(seen) == stop_after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(data, resume=tmp_path / "r", on_epoch=interrupt)
+    rows = []
+    resumed, again = run(data, resume=tmp_path / "r", on_epoch=rows.append)
+    assert same(whole, resumed)
+    assert stripped(history) == stripped(again) == stripped(rows)
+
+
+def test_the_teacher_is_not_changed_and_runs_in_eval_mode(data):
+    torch.manual_seed(9)
+    teacher = CRNN(TINY).train()
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    _, history = run(data, losses=(Labels(0.4), SoftTargets(0.6, 10.0)), teacher=teacher)
+    assert not teacher.training
+    assert all(torch.equal(before[k], v) for k, v in teacher.state_dict().items())
+    for row in history:
+        assert row["loss"] == pytest.approx(row["labels_0"] + row["softtargets_1"])
+
+
+def test_both_classes_are_drawn_equally_often(data):
+    loop = train._Loop(CRNN(TINY), data, Training(), MASKS, seed=0, device="cpu")
+    drawn = torch.multinomial(loop.clip_weights, 20_000, replacement=True, generator=loop.random)
+    assert data.labels[drawn.numpy()].mean() == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_training(data):
+    broken = dataclasses.replace(data, bank=np.full_like(data.bank, np.nan))
+    with pytest.raises(NotANumber, match="lower the learning rate"):
+        run(broken)
+
+
+def test_missing_parts_are_named(data):
+    with pytest.raises(ValueError, match="needs a teacher"):
+        run(data, losses=(SoftTargets(),))
+    with pytest.raises(ValueError, match="at least one loss"):
+        run(data, losses=())
+    with pytest.raises(ValueError, match="unknown schedule"):
+        Training(schedule="steps")
+    with pytest.raises(ValueError, match="at least 1"):
+        Training(epochs=0)
