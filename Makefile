@@ -3,8 +3,7 @@ SHELL         := bash
 .SHELLFLAGS   := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.DELETE_ON_ERROR:
-.PHONY: help setup reproduce notebooks report publish test lab lint lock clean clean-data FORCE
+.PHONY: help setup reproduce report publish test lab lint lock clean clean-data
 
 CORPUS  ?= synthetic
 KEYWORD ?= sheila
@@ -36,50 +35,42 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+STEPS   := 01_split_and_baseline 02_streaming 03_kd 04_attention_kd 05_quant_fp16
+STUDY   := --corpus "$(CORPUS)" --keyword "$(KEYWORD)" --split "$(SPLIT)"
+RUN     := KWS_HEADLESS=1 $(BIN)/papermill --no-progress-bar --log-output --log-level WARNING -k python3 -r corpus "$(CORPUS)" \
+           -r keyword "$(KEYWORD)" -r split "$(SPLIT)" -r profile "$(PROFILE)" -p seeds "$(SEEDS)"
+QUIET   := 2> >(grep -v IPKernelApp >&2)  # the kernel warns about its local port
+
+# The stamp holds a checksum of everything the notebooks read and left behind, so a touched file re-runs nothing
+# and a deleted or edited one is noticed. When it does not fit, all of them run; finished experiments are loaded.
+# papermill saves a notebook even when a cell fails, so it gets its name only after success; the failed copy
+# stays, with the traceback in it, as unfinished_*.ipynb.
 reproduce: $(READY)  ## run every experiment that is not done yet, then the report
-	@study=$$($(BIN)/kws study --corpus "$(CORPUS)" --keyword "$(KEYWORD)" --split "$(SPLIT)" --profile "$(PROFILE)" --seeds "$(SEEDS)"); \
-	$(MAKE) --no-print-directory notebooks STUDY="$$study"; \
+	@study=$$($(BIN)/kws study $(STUDY) --profile "$(PROFILE)" --seeds "$(SEEDS)"); \
+	reports="$(KWS_HOME)/reports/$$study"; out="$$reports/notebooks"; mkdir -p "$$out"; \
+	state() { { echo "$(CORPUS)|$(KEYWORD)|$(SPLIT)|$(PROFILE)|$(SEEDS)"; ls "$$out"; cat kwslib/*.py notebooks/0[1-5]*.ipynb \
+	  "$(KWS_HOME)/checkpoints/$$study"/* "$$reports"/records/* 2>/dev/null || true; } | cksum; }; \
+	if [ "$$(state)" != "$$(cat "$$reports/.state" 2>/dev/null)" ]; then \
+	  for step in $(STEPS); do \
+	    echo "$$step ..."; \
+	    $(RUN) notebooks/$$step.ipynb "$$out/unfinished_$$step.ipynb" $(QUIET); \
+	    mv "$$out/unfinished_$$step.ipynb" "$$out/$$step.ipynb"; \
+	    $(BIN)/kws html "$$out/$$step.ipynb" > /dev/null; \
+	  done; \
+	fi; \
+	$(MAKE) --no-print-directory report; \
+	state > "$$reports/.state"; \
 	$(BIN)/kws table "$$study"
 
-# ---- one study: executed notebooks, in order -------------------------------------------------
-OUT   := $(KWS_HOME)/reports/$(STUDY)/notebooks
-STEPS := 01_split_and_baseline 02_streaming 03_kd 04_attention_kd 05_quant_fp16
-RUN    = KWS_HEADLESS=1 $(BIN)/papermill --no-progress-bar --log-output --log-level WARNING -k python3 -r corpus "$(CORPUS)" -r keyword "$(KEYWORD)" \
-         -r split "$(SPLIT)" -r profile "$(PROFILE)" -p seeds "$(SEEDS)"
-
-notebooks: $(STEPS:%=$(OUT)/%.ipynb)
-	@$(MAKE) --no-print-directory report STUDY="$(STUDY)"
-
-# Parameters and the code of kwslib, by content: a fresh checkout or a touched file re-runs nothing.
-$(OUT)/.inputs: FORCE
-	@mkdir -p $(@D)
-	@{ echo "$(CORPUS)|$(KEYWORD)|$(SPLIT)|$(PROFILE)|$(SEEDS)"; cat kwslib/*.py notebooks/*.ipynb | cksum; } > $@.tmp
-	@if cmp -s $@.tmp $@; then rm $@.tmp; else mv $@.tmp $@; fi
-
-# papermill saves a notebook even when a cell fails, so the target gets its name only after success;
-# the failed copy stays, with the traceback in it, as unfinished_*.ipynb.
-$(OUT)/%.ipynb: $(OUT)/.inputs
-	@echo "$* ..."
-	@$(RUN) notebooks/$*.ipynb $(@D)/unfinished_$*.ipynb
-	@mv $(@D)/unfinished_$*.ipynb $@
-	@$(BIN)/kws html $@ > /dev/null
-
-# who reads whose checkpoints
-$(OUT)/02_streaming.ipynb: $(OUT)/01_split_and_baseline.ipynb
-$(OUT)/03_kd.ipynb: $(OUT)/02_streaming.ipynb
-$(OUT)/04_attention_kd.ipynb: $(OUT)/03_kd.ipynb
-$(OUT)/05_quant_fp16.ipynb: $(OUT)/04_attention_kd.ipynb
-
 report: $(READY)  ## redraw figures and HTML from saved records: no data, no training
-	@study="$(STUDY)"; [ -n "$$study" ] || study=$$($(BIN)/kws name --corpus "$(CORPUS)" --keyword "$(KEYWORD)" --split "$(SPLIT)"); \
-	out="$(KWS_HOME)/reports/$$study/notebooks"; mkdir -p "$$out"; \
+	@out="$(KWS_HOME)/reports/$$($(BIN)/kws name $(STUDY))/notebooks"; mkdir -p "$$out"; \
 	echo "06_plots ..."; \
-	$(RUN) notebooks/06_plots.ipynb "$$out/unfinished_06_plots.ipynb"; \
+	$(RUN) notebooks/06_plots.ipynb "$$out/unfinished_06_plots.ipynb" $(QUIET); \
 	mv "$$out/unfinished_06_plots.ipynb" "$$out/06_plots.ipynb"; \
 	$(BIN)/kws html "$$out/06_plots.ipynb" > /dev/null
 
 publish: $(READY)  ## copy a study to reports/reference and checkpoints/reference, and its table to the README
-	@$(BIN)/kws publish "$$($(BIN)/kws name --corpus "$(CORPUS)" --keyword "$(KEYWORD)" --split "$(SPLIT)")"
+	@$(BIN)/kws publish "$$($(BIN)/kws name $(STUDY))"
 
 test: $(READY)  ## all tests, with a smoke run of the whole chain (quick ones only: make test ARGS="-m 'not slow'")
 	@$(BIN)/python -m pytest -m "" $(ARGS)

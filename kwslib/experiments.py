@@ -333,7 +333,7 @@ def _tell_the_terminal(bar: tqdm, label: str) -> None:
     if os.environ.get("KWS_HEADLESS"):
         spent_s = bar.format_dict["elapsed"]
         left_min = spent_s / max(bar.n, 1) * (bar.total - bar.n) / 60
-        print(f"  {label}: {bar.n} of {bar.total} runs, about {left_min:.0f} min left", file=sys.stderr, flush=True)
+        print(f"  {bar.n} of {bar.total} runs, {label} is done, {left_min:.1f} min left", file=sys.stderr, flush=True)
 
 
 def _next_order(study: Study, names: list[str]) -> int:

@@ -95,9 +95,15 @@ def results(records: list[dict]) -> pd.DataFrame:
 
 
 def replicates(records: list[dict], experiment: str) -> np.ndarray:
-    """Bootstrap replicates of the mean over seeds: resample b drew the same speakers everywhere."""
-    own = [r["metrics"]["bootstrap"] for r in records if r["experiment"] == experiment]
-    return np.mean(np.array(own, dtype=float), axis=0)
+    """Bootstrap replicates of the mean over seeds, resampling test speakers and seeds, (resamples,).
+
+    Resample b drew the same speakers and the same seeds in every experiment, so replicates of two
+    experiments can be subtracted: a seed stands against itself (same start, same teacher).
+    """
+    own = np.array([r["metrics"]["bootstrap"] for r in records if r["experiment"] == experiment], dtype=float)
+    n_seeds, resamples = own.shape
+    seeds = np.random.default_rng(0).integers(0, n_seeds, (n_seeds, resamples))
+    return own[seeds, np.arange(resamples)].mean(axis=0)
 
 
 def interval95(values: np.ndarray) -> tuple[float, float]:
@@ -107,12 +113,12 @@ def interval95(values: np.ndarray) -> tuple[float, float]:
 
 
 def summary(records: list[dict], baseline: str = "baseline") -> pd.DataFrame:
-    """One row per experiment, means over seeds, intervals over speakers, ratios to the baseline.
+    """One row per experiment, means over seeds, intervals over speakers and seeds, ratios to the baseline.
 
     Columns: ``au_fa_fr, ci95_low, ci95_high, seed_low, seed_high, ratio`` (to the baseline's
     AU-FA-FR), ``speed_up, compression`` (baseline's MACs and state-dict bytes over these),
     ``control, gain, gain_low, gain_high`` (control's AU-FA-FR minus this one, positive is better,
-    with the interval of that difference on the same resampled speakers), costs, ``seeds, note``.
+    with the interval of that difference on the same resampled speakers and seeds), costs, ``seeds, note``.
     """
     table = results(records)
     by_name = table.groupby("experiment", sort=False)

@@ -186,7 +186,7 @@ def readme_results(study: str, reference: Path) -> str:
     sentence = (
         f"`{study}`: keyword `{first['keyword']}`, test part of {metrics['n_keyword']} keyword clips and "
         f"{metrics['n_other']} others by {metrics['n_speakers']} speakers, mean of {int(summary.seeds.max())} seeds, "
-        "interval over speakers."
+        "interval over speakers and seeds."
     )
     return f"{sentence}\n\n{markdown(display_table(summary)[README_COLUMNS])}"
 
@@ -234,7 +234,8 @@ def publish(study: str) -> None:
     for executed in sorted((source / "notebooks").glob("0*.ipynb")):
         notebook = _without_progress(executed)
         _drop_audio(notebook)
-        notebook.metadata.pop("papermill", None)  # holds paths of this machine
+        for part in (notebook, *notebook.cells):
+            part.metadata.pop("papermill", None)  # holds times and paths of this machine
         copy = target / "notebooks" / executed.name
         paths.write_atomically(copy, nbformat.writes(notebook))
         notebook_html(copy)

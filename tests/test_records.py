@@ -46,16 +46,37 @@ def test_summary_by_hand():
         record("small", 0, 1e-5, 100, 400, "baseline", 1, replicates=[1e-5, 1e-5, 2e-5, 2e-5]),
         record("small", 1, 3e-5, 100, 400, "baseline", 1, replicates=[1e-5, 1e-5, 2e-5, 2e-5]),
     ]
+    same_seeds = [2e-5, 3e-5, 4e-5, 5e-5]
+    found[0]["metrics"]["bootstrap"] = found[1]["metrics"]["bootstrap"] = same_seeds
+
     table = records.summary(found)
     small = table.loc["small"]
     assert small["au_fa_fr"] == pytest.approx(2e-5) and small["ratio"] == pytest.approx(2 / 3)
     assert (small["speed_up"], small["compression"], small["seeds"]) == (10.0, 10.0, 2)
-    # the replicates' means: baseline 2 3 4 5, small 1 1 2 2, so gains of 1 2 2 3
+    # replicates that do not depend on the seed: baseline 2 3 4 5, small 1 1 2 2, so gains of 1 2 2 3
     expected = np.percentile([1e-5, 2e-5, 2e-5, 3e-5], [2.5, 97.5])
     assert [small["gain_low"], small["gain_high"]] == pytest.approx(list(expected))
     assert small["gain"] == pytest.approx(1e-5)
     assert report.verdict(small) == "better"
     assert pd.isna(table.loc["baseline", "gain"])
+
+
+def test_seeds_that_disagree_widen_the_interval_but_not_that_of_a_paired_difference():
+    found = [record("baseline", seed, area, replicates=[area] * 500) for seed, area in enumerate((1e-5, 2e-5, 6e-5))]
+    found += [
+        record(
+            "paired",
+            r["seed"],
+            0,
+            control="baseline",
+            order=1,
+            replicates=[b - 1e-6 for b in r["metrics"]["bootstrap"]],
+        )
+        for r in found
+    ]
+    table = records.summary(found)
+    assert table.loc["baseline", "ci95_low"] < 1.5e-5 and table.loc["baseline", "ci95_high"] > 4.5e-5
+    assert table.loc["paired", "gain_low"] == pytest.approx(1e-6) == table.loc["paired", "gain_high"]
 
 
 def test_what_lost_is_said_to_have_lost():
