@@ -42,8 +42,11 @@ def times(value: float) -> str:
     return "–" if pd.isna(value) else f"{value:.1f}×"
 
 
+CLEAR = ("better", "worse")  # verdicts whose interval does not hold 0
+
+
 def verdict(row: pd.Series) -> str:
-    """What an experiment bought over its control, in three words.
+    """What an experiment bought over its control, in at most three words.
 
     >>> verdict(pd.Series({"gain": 2e-5, "gain_low": 1e-6, "gain_high": 3e-5}))
     'better'
@@ -179,16 +182,19 @@ README_COLUMNS = ["AU-FA-FR ×1e5 ↓", "95 % interval", "ratio to baseline ↓"
 
 
 def readme_results(study: str, reference: Path) -> str:
-    """The results of a published study as the README shows them: its sentence and its table."""
+    """The results of a published study as the README shows them: two sentences and the table."""
     found = records.load_folder(reference / study / "records")
     summary, first = records.summary(found), found[0]
     metrics = first["metrics"]
-    sentence = (
+    verdicts = summary.apply(verdict, axis=1)
+    clear = [f"{name} ({said} than {summary.loc[name, 'control']})" for name, said in verdicts.items() if said in CLEAR]
+    sentences = (
         f"`{study}`: keyword `{first['keyword']}`, test part of {metrics['n_keyword']} keyword clips and "
         f"{metrics['n_other']} others by {metrics['n_speakers']} speakers, mean of {int(summary.seeds.max())} seeds, "
-        "interval over speakers and seeds."
+        "interval over speakers and seeds. Differences from the control beyond their interval: "
+        f"{', '.join(clear) or 'none'}."
     )
-    return f"{sentence}\n\n{markdown(display_table(summary)[README_COLUMNS])}"
+    return f"{sentences}\n\n{markdown(display_table(summary)[README_COLUMNS])}"
 
 
 def fill_readme(text: str, reference: Path) -> str:
