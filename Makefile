@@ -46,9 +46,10 @@ QUIET   := 2> >(grep -v IPKernelApp >&2)  # the kernel warns about its local por
 # papermill saves a notebook even when a cell fails, so it gets its name only after success; the failed copy
 # stays, with the traceback in it, as unfinished_*.ipynb.
 reproduce: $(READY)  ## run every experiment that is not done yet, then the report
-	@study=$$($(BIN)/kws study $(STUDY) --profile "$(PROFILE)" --seeds "$(SEEDS)"); \
+	@set -euo pipefail; \
+	found=$$($(BIN)/kws study $(STUDY) --profile "$(PROFILE)" --seeds "$(SEEDS)"); study=$${found%% *}; \
 	reports="$(KWS_HOME)/reports/$$study"; out="$$reports/notebooks"; mkdir -p "$$out"; \
-	state() { { echo "$(CORPUS)|$(KEYWORD)|$(SPLIT)|$(PROFILE)|$(SEEDS)"; ls "$$out"; cat kwslib/*.py notebooks/0[1-5]*.ipynb \
+	state() { { echo "$$found|$(CORPUS)|$(PROFILE)|$(SEEDS)"; ls "$$out"; cat kwslib/*.py notebooks/0[1-5]*.ipynb \
 	  "$(KWS_HOME)/checkpoints/$$study"/* "$$reports"/records/* 2>/dev/null || true; } | cksum; }; \
 	if [ "$$(state)" != "$$(cat "$$reports/.state" 2>/dev/null)" ]; then \
 	  for step in $(STEPS); do \
@@ -57,13 +58,16 @@ reproduce: $(READY)  ## run every experiment that is not done yet, then the repo
 	    mv "$$out/unfinished_$$step.ipynb" "$$out/$$step.ipynb"; \
 	    $(BIN)/kws html "$$out/$$step.ipynb" > /dev/null; \
 	  done; \
-	fi; \
-	$(MAKE) --no-print-directory report; \
-	state > "$$reports/.state"; \
-	$(BIN)/kws table "$$study"
+	  touch "$$out/06_plots.ipynb" "$$out/06_plots.html"; \
+	  state > "$$reports/.state"; \
+	fi
+	@$(MAKE) --no-print-directory report
+	@$(BIN)/kws table "$$($(BIN)/kws name $(STUDY))"
 
 report: $(READY)  ## redraw figures and HTML from saved records: no data, no training
-	@out="$(KWS_HOME)/reports/$$($(BIN)/kws name $(STUDY))/notebooks"; mkdir -p "$$out"; \
+	@set -euo pipefail; \
+	study=$$($(BIN)/kws name $(STUDY)); $(BIN)/kws table "$$study" > /dev/null; \
+	out="$(KWS_HOME)/reports/$$study/notebooks"; mkdir -p "$$out"; \
 	echo "06_plots ..."; \
 	$(RUN) notebooks/06_plots.ipynb "$$out/unfinished_06_plots.ipynb" $(QUIET); \
 	mv "$$out/unfinished_06_plots.ipynb" "$$out/06_plots.ipynb"; \

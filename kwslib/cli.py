@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import zipfile
 from collections.abc import Sequence
@@ -20,11 +21,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
+    except BrokenPipeError:  # the reader, `head` for example, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, ExperimentError, OSError, zipfile.BadZipFile) as error:
         print(f"kws {options.command}: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        return 0  # the reader, `head` for example, has seen enough
     return 0
 
 
@@ -53,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
 
     named = command("name", _name, "print the name of a study", checkpoint=False)
     opened = command(
-        "study", _study, "check the parameters of a run, prepare its corpus, print its name", checkpoint=False
+        "study", _study, "check a run's parameters, prepare its corpus, print name and digests", checkpoint=False
     )
     for parameters in (named, opened):
         parameters.add_argument("--corpus", default="synthetic")
@@ -111,10 +112,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     is_keyword = corpus.is_keyword(options.keyword)
     area = metrics.au_fa_fr(scores, is_keyword)
     speakers = corpus.clips["speaker"].to_numpy()
-    replicates = metrics.bootstrap(scores, is_keyword, speakers, resamples=1000)
+    several = len(set(speakers)) > 1  # of one speaker nothing is known about others
+    replicates = metrics.bootstrap(scores, is_keyword, speakers, resamples=1000) if several else None
     result = {
         "au_fa_fr": area,
-        "au_fa_fr_ci95": list(metrics.interval95(replicates)),
+        "au_fa_fr_ci95": list(records.interval95(replicates)) if several else None,
         "roc_auc": metrics.roc_auc(area, is_keyword),
         "n_keyword": int(is_keyword.sum()),
         "n_other": int((~is_keyword).sum()),
@@ -123,9 +125,10 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _stream(options: argparse.Namespace) -> None:
-    model, _ = quantize.load(options.checkpoint)
+    model, sidecar = quantize.load(options.checkpoint)
+    streaming = stream.StreamingModel(model, framing=sidecar["features"]["framing"])
     samples = corpora.read_clip(options.wav)
-    times, scores = stream.carried_scores(stream.StreamingModel(model), samples)
+    times, scores = stream.carried_scores(streaming, samples)
     probabilities = stream.probability(scores)
     fired = dict(stream.events(times, probabilities, options.threshold, options.refractory_s))
     for t_s, score in zip(times.tolist(), probabilities.tolist(), strict=True):
@@ -141,8 +144,8 @@ def _stream(options: argparse.Namespace) -> None:
 
 def _study(options: argparse.Namespace) -> None:
     study = open_study(options.corpus, options.keyword, options.split, options.profile, options.seeds)
-    _ = study.split  # prepares the corpus: whatever is wrong with it is said before any notebook runs
-    print(study.name)
+    # Prepares the corpus: whatever is wrong with it is said before any notebook runs.
+    print(study.name, study.corpus.fingerprint, study.split.sha256)
 
 
 def _name(options: argparse.Namespace) -> None:

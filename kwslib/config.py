@@ -73,6 +73,7 @@ class Profile:
     bootstrap: int  # resamples behind an interval
 
 
+# From the quickest to the longest.
 PROFILES = {
     p.name: p
     for p in (

@@ -94,6 +94,15 @@ def load(corpus: str, keyword: str, profile_name: str = "standard") -> Corpus:
     return _from_folder(root, keyword)
 
 
+def clean_keyword(corpus: str, keyword: str) -> str:
+    """The keyword as the corpus spells it: the synthetic one knows no capitals.
+
+    >>> clean_keyword("synthetic", " Sheila")
+    'sheila'
+    """
+    return keyword.strip().lower() if corpus == "synthetic" else keyword
+
+
 def speaker_of(clip: str) -> str:
     """The speaker, by the convention of Speech Commands: the file name before the first ``_``.
 
@@ -105,6 +114,8 @@ def speaker_of(clip: str) -> str:
 
 def words_of(keyword: str) -> list[str]:
     """What the synthetic speakers say: the 30 words, the keyword and its near-misses."""
+    if keyword != clean_keyword("synthetic", keyword):
+        raise CorpusError(f"synthetic words are lower case without blanks around them: {keyword!r} is not")
     words = sorted({*synthesis.WORDS, keyword})
     return words + synthesis.in_fresh_process(synthesis.near_misses, keyword, words)
 
@@ -138,7 +149,10 @@ def _from_folder(root: Path, keyword: str) -> Corpus:
     if not (folder / "meta.json").exists():
         with _preparing(folder) as build:
             clips, unusable = _read_files(root, files, _new_store(build, len(files)))
-            _finish(build, clips, _read_noise(noise_files), unusable, list(clips["clip"]))
+            noise = _read_noise(noise_files)
+            own_noise = bool(noise)
+            noise = noise or synthesis.in_fresh_process(synthesis.noise_recordings, "background")
+            _finish(build, clips, noise, unusable, list(clips["clip"]), own_noise)
     corpus = _open(folder, name)
     if not corpus.is_keyword(keyword).any():
         raise CorpusError(f"no recording of {keyword!r} in {root} could be read: see {folder / 'unusable.csv'}")
@@ -203,10 +217,9 @@ def _read_files(root: Path, files: list[Path], store: np.ndarray) -> tuple[pd.Da
 
 
 def _read_noise(files: list[Path]) -> dict[str, np.ndarray]:
-    """The corpus's own background recordings, or synthesized ones when it brings none."""
+    """The corpus's own background recordings that are longer than a clip."""
     noise = {f.stem: to_int16(read_clip(f)) for f in files}
-    noise = {name: samples for name, samples in noise.items() if len(samples) > CLIP_SAMPLES}
-    return noise or synthesis.in_fresh_process(synthesis.noise_recordings, "background")
+    return {name: samples for name, samples in noise.items() if len(samples) > CLIP_SAMPLES}
 
 
 class _preparing:
@@ -229,17 +242,26 @@ class _preparing:
 
 
 def _new_store(folder: Path, n_clips: int) -> np.memmap:
+    paths.require_space(folder, n_clips * CLIP_SAMPLES * 2)
     return np.lib.format.open_memmap(folder / "waveforms.npy", "w+", np.int16, (n_clips, CLIP_SAMPLES))
 
 
 def _finish(
-    folder: Path, clips: pd.DataFrame, noise: dict[str, np.ndarray], unusable: pd.DataFrame, planned: list[str]
+    folder: Path,
+    clips: pd.DataFrame,
+    noise: dict[str, np.ndarray],
+    unusable: pd.DataFrame,
+    planned: list[str],
+    own_noise: bool = False,
 ) -> None:
     """Write everything but the waveforms, which are there already."""
     waveforms = np.load(folder / "waveforms.npy", mmap_mode="r")[: len(clips)]
     digest = hashlib.sha256("\n".join(clips["clip"]).encode())
     for rows in _blocks(waveforms):
         digest.update(rows.tobytes())
+    if own_noise:  # synthesized noise is the same for everybody
+        for name, samples in sorted(noise.items()):
+            digest.update(name.encode() + samples.tobytes())
     clips.to_csv(folder / "clips.csv", index=False)
     unusable.to_csv(folder / "unusable.csv", index=False)
     np.savez(folder / "noise.npz", **noise)

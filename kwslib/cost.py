@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, CRNNConfig, FeatureConfig
+from kwslib.config import SAMPLE_RATE, CRNNConfig, FeatureConfig
 from kwslib.features import n_frames
 from kwslib.models import CRNN
 
@@ -109,8 +109,16 @@ def cost(config: CRNNConfig) -> dict:
     }
 
 
+def step_latency_ms(streaming: nn.Module) -> dict[str, float]:
+    """Latency of one streaming step, front end included: of a hop of samples that completes one."""
+    config = streaming.model.config
+    hop = config.stride[1] * streaming.front_end.config.hop_length
+    _, state = streaming.step(torch.zeros(1, 2 * SAMPLE_RATE), streaming.initial_state())
+    return latency_ms(lambda: streaming.step(torch.zeros(1, hop), state))
+
+
 def clip_latency_ms(model: nn.Module, n_mels: int = 40) -> dict[str, float]:
     """Latency of one clip through the model, front end excluded."""
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
-    x = torch.zeros(1, n_mels, CLIP_SAMPLES // FeatureConfig().hop_length + 1, dtype=dtype)
+    x = torch.zeros(1, n_mels, n_frames(FeatureConfig()), dtype=dtype)
     return latency_ms(lambda: model(x))

@@ -35,13 +35,16 @@ from kwslib import (
     records,
     report,
     splits,
+    stream,
     tracking,
     train,
 )
 from kwslib.augment import Augmentation
-from kwslib.config import SPLITS, CRNNConfig, FeatureConfig, Profile, describe, identity, profile
+from kwslib.config import PROFILES, SPLITS, CRNNConfig, FeatureConfig, Profile, describe, identity, profile
 from kwslib.losses import Labels
 from kwslib.train import Training
+
+GPU_JOBS = 4  # trainings that share one GPU: each takes about half a gigabyte of its memory
 
 
 class ExperimentError(RuntimeError):
@@ -157,8 +160,8 @@ class Study:
         return _run(self, list(experiments))
 
     def results(self) -> "Results":
-        """Everything this study has records of, under its own profile."""
-        return Results(self, [r for r in records.load(self.name) if r["profile"] == self.profile.name])
+        """Everything this study has records of."""
+        return Results(self, records.load(self.name))
 
 
 @dataclass(frozen=True)
@@ -211,20 +214,29 @@ def open_study(
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
     if not isinstance(seeds, int) or seeds < 0:
         raise ValueError(f"seeds must be a whole number, 0 for the profile's own, not {seeds!r}")
-    study = Study(str(corpus), str(keyword), split, chosen, seeds or chosen.seeds)
+    keyword = corpora.clean_keyword(str(corpus), str(keyword))
+    study = Study(str(corpus), keyword, split, chosen, seeds or chosen.seeds)
     _refuse_to_overwrite(study)
     return study
 
 
 def _refuse_to_overwrite(study: Study) -> None:
-    """A quick run must not replace the results of a long one."""
-    sizes = {"smoke": 0, "standard": 1, "full": 2}
+    """A quick run must not replace the results of a long one, nor a keyword those of another."""
+    sizes = list(PROFILES)
     for file in (paths.reports(study.name) / "records").glob("*.json"):
-        found = records.read(file)["profile"]
-        if sizes[found] > sizes[study.profile.name]:
+        try:
+            found = records.read(file)
+        except records.RecordError:
+            continue  # a damaged one is made anew
+        kept = None
+        if sizes.index(found["profile"]) > sizes.index(study.profile.name):
+            kept = f"profile {found['profile']!r}, which a {study.profile.name!r} run"
+        if found["keyword"] != study.keyword:
+            kept = f"the keyword {found['keyword']!r}, which {study.keyword!r}"
+        if kept:
             raise ExperimentError(
-                f"{paths.reports(study.name)} holds results of profile {found!r}, which a {study.profile.name!r} run "
-                "would replace: use that profile, move the folder away, or set KWS_HOME to another folder"
+                f"{paths.reports(study.name)} holds results of {kept} would replace: "
+                "use that one, move the folder away, or set KWS_HOME to another folder"
             )
 
 
@@ -259,11 +271,11 @@ class _Task:
         """Whether record and checkpoint of exactly this recipe are there and belong together."""
         file = records.path(self.study.name, self.experiment.name, self.seed)
         checkpoint = self.study.checkpoint(self.experiment.name, self.seed)
-        if not (file.exists() and checkpoint.exists()):
-            return False
         try:
             record, sidecar = records.read(file), quantize.load(checkpoint)[1]
         except (records.RecordError, models.CheckpointError):
+            return False
+        if record["run"]["latency_ms_per_clip"] is None:  # it ended between training and timing
             return False
         same_file = record["checkpoint"]["sha256"] == sidecar.get("sha256")
         return record["identity"] == self.identity == sidecar.get("identity") and same_file
@@ -314,12 +326,16 @@ def _run(study: Study, experiments: list[Experiment]) -> Results:
                 if task not in todo:
                     _refresh(task)
             _prepare_data(study, todo)
+            _drop_other_recipes(todo)
             for label, error in _in_parallel(todo):
                 bar.set_postfix_str(label)
                 bar.update()
                 _tell_the_terminal(bar, label)
                 if error:
                     failures[label] = error
+            for task in todo:
+                if task.label not in failures:
+                    _time(task)
             logs += [tracking.csv_path(study.name, t.experiment.name, t.seed) for t in todo if t.experiment.student]
     tracking.mirror(study.name, [log for log in logs if log.exists()])
     if failures:
@@ -358,6 +374,34 @@ def _wording(task: _Task) -> dict:
     return {"order": task.order, "control": task.experiment.control, "note": task.experiment.note}
 
 
+def _drop_other_recipes(todo: list[_Task]) -> None:
+    """Remove runs of these experiments that other seeds left behind under another recipe or data.
+
+    Otherwise a run with fewer seeds would be averaged with what is no longer the same experiment.
+    """
+    for experiment, study in {task.experiment: task.study for task in todo}.items():
+        for file in (paths.reports(study.name) / "records").glob(f"{experiment.name}-seed*.json"):
+            seed = int(file.stem.rpartition("-seed")[2])
+            task = _Task(study, experiment, seed, order=0)
+            try:
+                same = seed < study.seeds or task.is_done()
+            except ExperimentError:  # what it started from is gone
+                same = False
+            if not same:
+                checkpoint = study.checkpoint(experiment.name, seed)
+                for old in (file, checkpoint, checkpoint.with_suffix(".json")):
+                    old.unlink(missing_ok=True)
+
+
+def _time(task: _Task) -> None:
+    """Measure the latency of a finished run, now that nothing else is running, into its record."""
+    model = task.study.model(task.experiment.name, task.seed)
+    record = records.read(records.path(task.study.name, task.experiment.name, task.seed))
+    record["run"]["latency_ms_per_clip"] = round(cost.clip_latency_ms(model)["median"], 3)
+    record["run"]["latency_ms_per_step"] = round(cost.step_latency_ms(stream.StreamingModel(model))["median"], 3)
+    records.write(task.study.name, record)
+
+
 def _prepare_data(study: Study, tasks: list[_Task]) -> None:
     """Compute what the workers share before they start, so that none waits for another."""
     if tasks:
@@ -368,7 +412,8 @@ def _prepare_data(study: Study, tasks: list[_Task]) -> None:
 
 def _in_parallel(tasks: list[_Task]):
     """(label, error or '') of each task as it ends. One process per core, one thread each."""
-    jobs = min(cpu_count(), len(tasks)) or 1
+    most = cpu_count() if _device() == "cpu" else min(cpu_count(), GPU_JOBS)
+    jobs = min(most, len(tasks)) or 1
     home = str(paths.home())
     return Parallel(n_jobs=jobs, return_as="generator_unordered")(delayed(_attempt)(task, home) for task in tasks)
 
@@ -424,7 +469,8 @@ def _execute(task: _Task) -> None:
         "checkpoint": {"file": checkpoint.name, "sha256": sidecar["sha256"]},
         "run": {
             "wall_s": round(time.perf_counter() - began, 1),
-            "latency_ms_per_clip": round(cost.clip_latency_ms(written)["median"], 3),
+            "latency_ms_per_clip": None,  # measured when the machine is quiet, see _time
+            "latency_ms_per_step": None,
             "device": _device(),
             **environment(),
         },
@@ -499,7 +545,7 @@ def _measure(study: Study, model: nn.Module) -> dict:
     return {
         "au_fa_fr": area,
         "au_fa_fr_val": metrics.au_fa_fr(on_val, study.labels[val] == 1),
-        "au_fa_fr_ci95": list(metrics.interval95(replicates)),
+        "au_fa_fr_ci95": list(records.interval95(replicates)),
         "roc_auc": metrics.roc_auc(area, is_keyword),
         "n_keyword": int(is_keyword.sum()),
         "n_other": int((~is_keyword).sum()),

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torchaudio.transforms import MelSpectrogram
 from tqdm.auto import tqdm
 
-from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, FeatureConfig
+from kwslib import paths
+from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, FeatureConfig, identity
 from kwslib.corpora import Corpus
 
 SILENCE = float(np.log(1e-9))  # what an empty or masked bin becomes
@@ -58,7 +59,7 @@ def n_frames(config: FeatureConfig) -> int:
 @torch.no_grad()
 def logmels(corpus: Corpus, config: FeatureConfig = FeatureConfig(), batch: int = 256) -> np.ndarray:
     """Log-mels of every clip of a corpus, float32 (clips, F, T), memory-mapped, computed once."""
-    path = corpus.folder / f"logmels-{config.framing}-{config.n_mels}.npy"
+    path = corpus.folder / f"logmels-{identity(config)}.npy"
     if not path.exists():
         front_end = LogMel(config)
         with new_array(path, np.float32, (len(corpus.clips), config.n_mels, n_frames(config))) as out:
@@ -72,6 +73,7 @@ class new_array:
 
     def __init__(self, path: Path, dtype: type, shape: tuple[int, ...]):
         self.path, self.temporary = path, path.with_name(path.name + ".tmp")
+        paths.require_space(path.parent, int(np.prod(shape)) * np.dtype(dtype).itemsize)
         self.array = np.lib.format.open_memmap(self.temporary, "w+", dtype, shape)
 
     def __enter__(self) -> np.ndarray:

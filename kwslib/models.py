@@ -116,9 +116,12 @@ def read_sidecar(path: Path) -> dict:
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {path}: train it first, or check the name")
     try:
-        return json.loads(sidecar.read_text())
+        described = json.loads(sidecar.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} needs its description {sidecar.name} beside it: {error}") from None
+    if not isinstance(described, dict) or not {"features", "model", "precision"} <= set(described):
+        raise CheckpointError(f"{sidecar} does not describe a checkpoint of this project: train it again")
+    return described
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

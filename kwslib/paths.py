@@ -7,14 +7,18 @@ keep a run's data, splits, checkpoints and reports elsewhere (the tests do).
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def home() -> Path:
-    """Folder that holds ``data/ data_splits/ checkpoints/ reports/`` of a run."""
-    return Path(os.environ.get("KWS_HOME") or ROOT).resolve()
+    """Folder that holds ``data/ data_splits/ checkpoints/ reports/`` of a run.
+
+    A relative ``KWS_HOME`` starts at the repository, wherever the kernel was started.
+    """
+    return (ROOT / os.environ.get("KWS_HOME", "")).resolve()
 
 
 def slug(name: str) -> str:
@@ -60,6 +64,19 @@ def checkpoints(study: str) -> Path:
 def reports(study: str) -> Path:
     """Records, figures, notebooks and the report of a study."""
     return home() / "reports" / study
+
+
+def require_space(folder: Path, n_bytes: int) -> None:
+    """Refuse to start a large file that will not fit: a full disk under a memory map kills the process.
+
+    Raises:
+        OSError: the disk of ``folder`` has less room than that.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes:
+        raise OSError(
+            f"{folder} needs {n_bytes / 1e6:,.0f} MB, its disk has {free / 1e6:,.0f} MB left: make room first"
+        )
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

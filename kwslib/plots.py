@@ -203,18 +203,18 @@ def pictures(arrays: Sequence[np.ndarray], titles: Sequence[str], columns: int =
     return figure
 
 
-def attention_maps(maps: dict[str, np.ndarray], titles: Sequence[str], n_steps_s: float) -> Figure:
+def attention_maps(maps: dict[str, np.ndarray], titles: Sequence[str], step_s: float) -> Figure:
     """Attention weights over time of several models on the same clips.
 
     Args:
         maps: model name -> (clips, S) weights.
         titles: one for each clip.
-        n_steps_s: seconds from one step to the next.
+        step_s: seconds from one step to the next.
     """
     figure, axes = _figure(1, len(titles), size=(3.0 * len(titles), 2.6), sharey=True)
     for i, (ax, title) in enumerate(zip(axes[0], titles, strict=True)):
         for name, weights in maps.items():
-            ax.plot(np.arange(weights.shape[1]) * n_steps_s, weights[i], marker=".", label=name)
+            ax.plot(np.arange(weights.shape[1]) * step_s, weights[i], marker=".", label=name)
         ax.set_title(title, fontsize=9)
         ax.set_xlabel("s")
     axes[0, 0].set_ylabel("attention weight")

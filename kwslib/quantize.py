@@ -126,14 +126,18 @@ def load(path: Path) -> tuple[nn.Module, dict]:
         CheckpointError: missing, damaged, foreign, changed after it was written, or of another schema.
     """
     path = Path(path)
-    sidecar = read_sidecar(path)
     state = read_tensors(path)
+    sidecar = read_sidecar(path)
     if sidecar.get("sha256") != hashlib.sha256(path.read_bytes()).hexdigest():
         raise CheckpointError(f"{path} and {path.with_suffix('.json').name} do not belong together: train it again")
+    if sidecar.get("schema") != SIDECAR_SCHEMA:
+        raise CheckpointError(f"{path} has schema {sidecar.get('schema')}, this version reads {SIDECAR_SCHEMA}")
     try:
         model = CRNN(config_of(sidecar)).eval()
         convert = PRECISIONS[sidecar["precision"]]
         model = convert(model) if convert else model
+        if set(state) != set(tensors(model)):
+            raise KeyError(f"its weights are {', '.join(sorted(set(state) ^ set(tensors(model))))} off")
         _fill(model, state)
     except (KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not fit its description: {error}") from None

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from kwslib import paths
+from kwslib.config import PROFILES
 
 SCHEMA = 1
 
@@ -57,10 +58,16 @@ def load(study: str) -> list[dict]:
 
 
 def load_folder(folder: Path) -> list[dict]:
-    """The same for any folder of records."""
+    """The same for any folder of records.
+
+    Where a longer profile has begun to replace a quicker one, only the longer one's records count:
+    a mean over both would mean nothing.
+    """
     found = [read(file) for file in sorted(folder.glob("*.json"))]
     if not found:
         raise RecordError(f"no records in {folder}: run 'make reproduce' first")
+    longest = max((r["profile"] for r in found), key=list(PROFILES).index)
+    found = [r for r in found if r["profile"] == longest]
     return sorted(found, key=lambda r: (r["order"], r["experiment"], r["seed"]))
 
 
@@ -87,6 +94,7 @@ def results(records: list[dict]) -> pd.DataFrame:
                 "weights_bytes": cost["weights_bytes"],
                 "precision": r["precision"],
                 "latency_ms_per_clip": r["run"]["latency_ms_per_clip"],
+                "latency_ms_per_step": r["run"]["latency_ms_per_step"],
                 "epochs": r["epochs"],
                 "wall_s": r["run"]["wall_s"],
             }
@@ -94,13 +102,15 @@ def results(records: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def replicates(records: list[dict], experiment: str) -> np.ndarray:
+def replicates(records: list[dict], experiment: str, only: set[int] | None = None) -> np.ndarray:
     """Bootstrap replicates of the mean over seeds, resampling test speakers and seeds, (resamples,).
 
     Resample b drew the same speakers and the same seeds in every experiment, so replicates of two
     experiments can be subtracted: a seed stands against itself (same start, same teacher).
+    ``only`` names the seeds to use; all by default.
     """
-    own = np.array([r["metrics"]["bootstrap"] for r in records if r["experiment"] == experiment], dtype=float)
+    runs = [r for r in records if r["experiment"] == experiment and (only is None or r["seed"] in only)]
+    own = np.array([r["metrics"]["bootstrap"] for r in runs], dtype=float)
     n_seeds, resamples = own.shape
     seeds = np.random.default_rng(0).integers(0, n_seeds, (n_seeds, resamples))
     return own[seeds, np.arange(resamples)].mean(axis=0)
@@ -138,23 +148,27 @@ def summary(records: list[dict], baseline: str = "baseline") -> pd.DataFrame:
             "state_dict_bytes": int(mean["state_dict_bytes"]),
             "weights_bytes": int(mean["weights_bytes"]),
             "latency_ms_per_clip": runs["latency_ms_per_clip"].median(),
+            "latency_ms_per_step": runs["latency_ms_per_step"].median(),
             "precision": record["precision"],
             "control": record["control"],
             "seeds": len(runs),
             "note": record["note"],
         }
     out = pd.DataFrame(rows).T.infer_objects()
-    if baseline in out.index:
-        base = out.loc[baseline]
-        out["ratio"] = (out["au_fa_fr"] / base["au_fa_fr"]).astype(float) if base["au_fa_fr"] > 0 else np.nan
-        out["speed_up"] = (base["macs_per_clip"] / out["macs_per_clip"]).astype(float)
-        out["compression"] = (base["state_dict_bytes"] / out["state_dict_bytes"]).astype(float)
+    base = out.loc[baseline] if baseline in out.index else {}
+    for ratio, column in (("ratio", "au_fa_fr"), ("speed_up", "macs_per_clip"), ("compression", "state_dict_bytes")):
+        of_base = base.get(column) or np.nan  # no baseline, or a perfect one: no ratio
+        out[ratio] = (out[column] / of_base if ratio == "ratio" else of_base / out[column]).astype(float)
+    out[["gain", "gain_low", "gain_high"]] = np.nan
+    areas = table.pivot(index="seed", columns="experiment", values="au_fa_fr")
     for name, control in out["control"].items():
-        if control in rows:
-            difference = replicates(records, control) - replicates(records, name)
-            out.loc[name, "gain"] = out.loc[control, "au_fa_fr"] - out.loc[name, "au_fa_fr"]
-            out.loc[name, ["gain_low", "gain_high"]] = interval95(difference)
-    return out.reindex(columns=[*out.columns, *(c for c in ("gain", "gain_low", "gain_high") if c not in out)])
+        common = areas[[name, control]].dropna() if control in rows else pd.DataFrame()
+        if len(common):
+            seeds = set(common.index)
+            difference = replicates(records, control, seeds) - replicates(records, name, seeds)
+            gain = (common[control] - common[name]).mean()
+            out.loc[name, ["gain", "gain_low", "gain_high"]] = (gain, *interval95(difference))
+    return out
 
 
 def pareto(summary: pd.DataFrame, cost: str, quality: str = "au_fa_fr") -> list[str]:

@@ -13,6 +13,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from kwslib import paths, published, records
+from kwslib.config import PROFILES
 
 NOTEBOOKS = (
     "01_split_and_baseline",
@@ -67,13 +68,14 @@ def display_table(summary: pd.DataFrame) -> pd.DataFrame:
         rows[name] = {
             "AU-FA-FR ×1e5 ↓": f"**{mean}**" if name == best else mean,
             "95 % interval": f"{area(row['ci95_low'])} to {area(row['ci95_high'])}",
-            "ratio to baseline ↓": f"{row['ratio']:.2f}",
+            "ratio to baseline ↓": "–" if pd.isna(row["ratio"]) else f"{row['ratio']:.2f}",
             "MACs per clip ↓": f"{row['macs_per_clip']:,}",
             "speed-up ↑": times(row["speed_up"]),
             "size, kB ↓": f"{row['state_dict_bytes'] / 1e3:.1f}",
             "compression ↑": times(row["compression"]),
             "weights, kB ↓": f"{row['weights_bytes'] / 1e3:.1f}",
-            "latency, ms": f"{row['latency_ms_per_clip']:.2f}",
+            "ms per clip": f"{row['latency_ms_per_clip']:.2f}",
+            "ms per step": f"{row['latency_ms_per_step']:.2f}",
             "gain over control ×1e5 ↑": ""
             if pd.isna(row["gain"])
             else f"{area(row['gain'])} ({area(row['gain_low'])} to {area(row['gain_high'])})",
@@ -82,27 +84,24 @@ def display_table(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def findings(summary: pd.DataFrame) -> dict[str, list[str]]:
-    """What worked and what did not, as sentences that follow from the numbers alone."""
+    """What worked and what did not, as sentences that follow from the numbers alone.
+
+    An experiment worked when it is below the reports' bar; a technique, when its gain over the
+    control is beyond the interval, or, for fewer bits, when its loss is not.
+    """
     worked, failed = [], []
     for name, row in summary.iterrows():
+        below = row["au_fa_fr"] <= published.BAR
+        (worked if below else failed).append(
+            f"{name}: AU-FA-FR {area(row['au_fa_fr'])}e-5, {'below' if below else 'above'} the reports' bar of "
+            f"{area(published.BAR)}e-5, with {times(row['speed_up'])} fewer MACs and {times(row['compression'])} fewer "
+            "bytes than the baseline."
+        )
         said, fewer_bits = verdict(row), row["precision"] != "float32"
-        against = ""
         if said:
             interval = f"{area(row['gain'])}e-5, 95 % interval {area(row['gain_low'])} to {area(row['gain_high'])}e-5"
-            against = f"{name} against {row['control']}: {said} (gain {interval})."
-        if fewer_bits:  # need not be better, must not be worse
-            (failed if said == "worse" else worked).append(
-                f"{against} {times(row['compression'])} fewer bytes than the baseline."
-            )
-        elif name != "baseline":
-            below = row["au_fa_fr"] <= published.BAR
-            (worked if below else failed).append(
-                f"{name}: {times(row['speed_up'])} fewer MACs, {times(row['compression'])} fewer bytes, AU-FA-FR "
-                f"{area(row['au_fa_fr'])}e-5, {row['ratio']:.2f} of the baseline's. "
-                f"{'Below' if below else 'Above'} the reports' bar of {area(published.BAR)}e-5."
-            )
-            if against:
-                (worked if said == "better" else failed).append(against)
+            paid = said == "better" or (fewer_bits and said != "worse")
+            (worked if paid else failed).append(f"{name} against {row['control']}: {said} (gain {interval}).")
     return {"worked": worked, "failed": failed}
 
 
@@ -134,7 +133,7 @@ def write(study: str) -> Path:
         notebooks=[
             name for name in NOTEBOOKS if name == "06_plots" or (folder / "notebooks" / f"{name}.html").exists()
         ],
-        command=command(found[0]),
+        command=command(found[0], int(summary["seeds"].max())),
         area=area,
         times=times,
     )
@@ -142,14 +141,15 @@ def write(study: str) -> Path:
     return folder / "index.html"
 
 
-def command(record: dict) -> str:
+def command(record: dict, n_seeds: int) -> str:
     """The shell line that repeats the study of a record."""
     corpus, split = record["data"]["corpus"], record["data"]["split"]
     options = [
-        "" if corpus.startswith("synthetic") else f"CORPUS=<folder of {corpus}>",
+        "" if corpus in ("synthetic", f"synthetic-{paths.slug(record['keyword'])}") else f"CORPUS=<folder of {corpus}>",
         "" if record["keyword"] == "sheila" else f"KEYWORD='{record['keyword']}'",
         "" if split == "speaker" else f"SPLIT={split}",
         "" if record["profile"] == "standard" else f"PROFILE={record['profile']}",
+        "" if n_seeds == PROFILES[record["profile"]].seeds else f"SEEDS={n_seeds}",
     ]
     return " ".join(["make reproduce", *filter(None, options)])
 
@@ -230,7 +230,13 @@ def publish(study: str) -> None:
     Audio players are removed from the notebooks: recordings belong to their corpus.
     """
     source, target = paths.reports(study), paths.reports(f"reference/{study}")
-    records.load(study)  # complains when there is nothing to publish
+    found = records.load(study)  # complains when there is nothing to publish
+    needed = [source / name for name in ("results.csv", "index.html", "figures")]
+    needed += [source / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
+    needed += [paths.checkpoints(study) / r["checkpoint"]["file"] for r in found]
+    missing = [str(path) for path in needed if not path.exists()]
+    if missing:
+        raise FileNotFoundError(f"run 'make reproduce' first, missing: {', '.join(missing)}")
     for old in (target, paths.checkpoints(f"reference/{study}")):
         shutil.rmtree(old, ignore_errors=True)
     for part in ("records", "figures"):

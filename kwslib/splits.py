@@ -121,7 +121,7 @@ def _verified(corpus: Corpus, keyword: str, split: str) -> Split:
         if found < 2:
             raise SplitError(
                 f"the {name} part of {path} has {found} speakers of {keyword!r}, at least 2 are needed: "
-                "record more speakers, or use SPLIT=random"
+                + ("record more speakers, or use SPLIT=random" if split == "speaker" else "record more speakers")
             )
     return result
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, FeatureConfig
 from kwslib.corpora import Corpus
-from kwslib.features import LogMel, from_int16
-from kwslib.metrics import count_events
+from kwslib.features import LogMel, from_int16, n_frames
+from kwslib.metrics import TOLERANCE_S, count_events
 from kwslib.models import keyword_score
 
 
@@ -45,20 +45,25 @@ class StreamingModel(nn.Module):
     Args:
         model: a clip model of any precision, trained with causal framing.
         max_window_length: steps that attention may look back on; one second's worth by default.
+        framing: of the model's front end, from its sidecar.
 
     Raises:
-        ValueError: the convolution skips frames (stride > kernel), or the window is empty.
+        ValueError: the framing is not causal, the convolution skips frames (stride > kernel), or
+            the window is empty.
     """
 
-    def __init__(self, model: nn.Module, max_window_length: int | None = None):
+    def __init__(self, model: nn.Module, max_window_length: int | None = None, framing: str = "causal"):
         super().__init__()
         config = model.config
         if config.stride[1] > config.kernel_size[1]:
             raise ValueError("a stream needs a time stride that is not larger than the kernel")
+        if framing != "causal":
+            raise ValueError(f"a stream needs a model trained with causal framing, this one has {framing!r}")
         self.model = model.eval()
         self.front_end = LogMel(FeatureConfig(n_mels=config.n_mels))
-        frames_per_clip = CLIP_SAMPLES // self.front_end.config.hop_length + 1
-        self.window = config.n_steps(frames_per_clip) if max_window_length is None else max_window_length
+        self.window = (
+            config.n_steps(n_frames(self.front_end.config)) if max_window_length is None else max_window_length
+        )
         if self.window < 1:
             raise ValueError(f"max_window_length must be at least 1 step, not {self.window}")
         self.dtype = next(model.parameters()).dtype
@@ -91,10 +96,10 @@ class StreamingModel(nn.Module):
     def _take_frames(self, audio: Tensor) -> tuple[Tensor, Tensor]:
         """Split audio into what must be kept and the log-mel frames that are complete."""
         n_fft, hop = self.front_end.config.n_fft, self.front_end.config.hop_length
-        n_frames = max(0, (audio.shape[1] - n_fft) // hop + 1)
-        if n_frames == 0:
+        new = max(0, (audio.shape[1] - n_fft) // hop + 1)
+        if new == 0:
             return audio, torch.zeros(len(audio), self.model.config.n_mels, 0)
-        return audio[:, n_frames * hop :].clone(), self.front_end.frames(audio)
+        return audio[:, new * hop :].clone(), self.front_end.frames(audio)
 
     def _take_columns(self, frames: Tensor) -> tuple[Iterable[Tensor], Tensor]:
         """Complete convolution steps, each (B, 1, C * bins), and the frames that must be kept."""
@@ -188,8 +193,12 @@ class Track(NamedTuple):
 
     @property
     def other_hours(self) -> float:
-        """Hours without keyword, in which every event is a false alarm."""
-        return (len(self.samples) / SAMPLE_RATE - sum(end - start for start, end in self.keywords_s)) / 3600
+        """Hours in which an event is a false alarm: all but the keywords and half a second after each."""
+        heard_until, other_s = 0.0, 0.0
+        for start, end in self.keywords_s:
+            other_s += max(0.0, start - heard_until)
+            heard_until = end + TOLERANCE_S
+        return (other_s + max(0.0, len(self.samples) / SAMPLE_RATE - heard_until)) / 3600
 
 
 def glue(corpus: Corpus, rows: Sequence[int], keyword: str) -> Track:

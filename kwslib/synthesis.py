@@ -142,6 +142,8 @@ def near_misses(keyword: str, words: list[str], count: int = 6) -> list[str]:
     """The ordinary words that sound most like the keyword, nearest first (by phonemes)."""
     espeak = Espeak()
     sound = espeak.phonemes(keyword)
+    if not sound:
+        raise ValueError(f"eSpeak NG cannot speak the keyword {keyword!r}: give a word in letters")
     candidates = {w: espeak.phonemes(w) for w in NEIGHBOURS if w not in words}
     different = [w for w, ipa in candidates.items() if ipa != sound]
     return sorted(different, key=lambda w: (edit_distance(sound, candidates[w]) / max(len(candidates[w]), 3), w))[

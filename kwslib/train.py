@@ -1,6 +1,6 @@
 """Training: one loop for every recipe, resumable after each epoch, best epoch chosen on val.
 
-On one machine and device the result depends on recipe, data and seed alone: an interrupted and
+On one machine's CPU the result depends on recipe, data and seed alone: an interrupted and
 resumed training ends with the same bytes as an undisturbed one.
 """
 
@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 from kwslib import paths
 from kwslib.augment import Augmentation, spec_augment
 from kwslib.metrics import au_fa_fr
-from kwslib.models import keyword_score, read_tensors
+from kwslib.models import CheckpointError, keyword_score, read_tensors
 
 SCHEDULES = ("constant", "cosine")
 
@@ -130,7 +130,7 @@ def fit(
     loop = _Loop(model.to(device), data, training, augmentation, seed, device)
     if teacher is not None:
         teacher = teacher.to(device).eval()
-    history = loop.load(resume) if resume is not None and resume.exists() else []
+    history = loop.load(resume) if resume is not None else []
     for row in history:
         on_epoch(row)
     for epoch in range(len(history), training.epochs):
@@ -221,7 +221,11 @@ class _Loop:
         paths.write_atomically(path, buffer.getvalue())
 
     def load(self, path: Path) -> list[dict]:
-        state = read_tensors(path)
+        """Take up a saved state; nothing saved, or a file that a crash damaged, starts from the beginning."""
+        try:
+            state = read_tensors(path)
+        except CheckpointError:
+            return []
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.random.set_state(state["random"])

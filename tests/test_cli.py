@@ -96,6 +96,23 @@ def test_bad_input_exits_with_2_and_one_sentence(trained, folder, capsys, argume
     assert message in last and last.startswith("kws ") and "Traceback" not in error
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(trained, folder):
+    command = [sys.executable, "-m", "kwslib", "stream", "--checkpoint", trained.checkpoint("baseline"), "--wav",
+               folder / "go" / "s00_nohash_0.wav"]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait(60)) == (b"", 0)
+
+
+def test_one_speaker_has_no_interval_over_speakers(trained, folder, capsys):
+    for file in folder.glob("*/s*"):
+        if not file.name.startswith("s00"):
+            file.unlink()
+    checkpoint = trained.checkpoint("baseline")
+    out = run(capsys, "evaluate", "--checkpoint", checkpoint, "--corpus", folder, "--keyword", "go", "--json")
+    assert json.loads(out)["au_fa_fr_ci95"] is None
+
+
 def test_python_m_kwslib_is_the_same_program():
     done = subprocess.run(
         [sys.executable, "-m", "kwslib", "name", "--keyword", "Zoom In"], capture_output=True, text=True

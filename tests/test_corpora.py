@@ -1,10 +1,11 @@
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 
-from kwslib import corpora
+from kwslib import corpora, paths
 from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE
 from kwslib.corpora import CorpusError
 
@@ -38,6 +39,19 @@ def test_a_corpus_without_background_noise_gets_synthesized_noise(folder):
     assert len(corpora.load(str(folder), "go").noise) == 6
 
 
+def test_a_corpus_with_other_noise_is_another_corpus(folder):
+    first = corpora.load(str(folder), "go")
+    louder = np.random.default_rng(1).uniform(-0.5, 0.5, 3 * SAMPLE_RATE)
+    soundfile.write(folder / "_background_noise_" / "hiss.wav", louder, SAMPLE_RATE)
+    assert corpora.load(str(folder), "go").fingerprint != first.fingerprint
+
+
+def test_too_little_room_is_said_before_a_large_file_is_begun(folder, monkeypatch):
+    monkeypatch.setattr(paths.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match="needs 2 MB, its disk has 0 MB left: make room first"):
+        corpora.load(str(folder), "go")
+
+
 def test_unusable_files_are_listed_not_fatal(folder):
     (folder / "go" / "s01_nohash_9.wav").write_bytes(b"not audio")
     (folder / "go" / ".hidden.wav").write_bytes(b"not audio either")
@@ -59,6 +73,7 @@ def test_unusable_files_are_listed_not_fatal(folder):
         ("/no/such/folder", "go", "no corpus at"),
         ("FOLDER", "sheila", "'sheila' is not in .*go, stop, zoom in"),
         ("FOLDER", " ", "keyword is empty"),
+        ("synthetic", "Go", "lower case"),
         ("EMPTY", "go", "no recordings in"),
     ],
 )

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -33,6 +34,7 @@ def study(folder):
 def stable(study, name, seed=0) -> dict:
     """A record without what may differ between equal runs."""
     record = json.loads(records.path(study.name, name, seed).read_text())
+    assert record["run"]["latency_ms_per_step"] > 0
     record.pop("run")
     return record
 
@@ -80,6 +82,18 @@ def test_a_changed_recipe_trains_again_and_so_does_what_learnt_from_it(study):
     louder = Experiment("baseline", student=TINY, training=QUICK, augmentation=Augmentation(time_mask=0))
     study.run([louder, STUDENT])
     assert stable(study, "student")["identity"] != before
+
+
+def test_fewer_seeds_of_a_new_recipe_are_not_averaged_with_more_of_an_old_one(study, folder):
+    study.run([BASELINE, STUDENT])
+    fewer = open_study(str(folder), "go", "speaker", "smoke", seeds=1)
+    assert len(fewer.run([BASELINE]).records) == 4  # the same recipe: the second seed still counts
+    warmer = dataclasses.replace(STUDENT, losses=(Labels(0.4), SoftTargets(0.6, 2.0)))
+    left = [(r["experiment"], r["seed"]) for r in fewer.run([BASELINE, warmer]).records]
+    assert left == [("baseline", 0), ("baseline", 1), ("student", 0)]
+    other_teacher = dataclasses.replace(BASELINE, augmentation=Augmentation(time_mask=0))
+    left = [(r["experiment"], r["seed"]) for r in fewer.run([other_teacher, STUDENT]).records]
+    assert left == [("baseline", 0), ("student", 0)]
 
 
 def test_a_changed_note_or_control_trains_nothing(study, monkeypatch):
@@ -150,6 +164,21 @@ def test_a_quick_run_does_not_replace_a_long_one(study, folder):
     with pytest.raises(ExperimentError, match="holds results of profile 'standard'"):
         open_study(str(folder), "go", "speaker", "smoke")
     open_study(str(folder), "go", "speaker", "full")
+    file.write_text(json.dumps(record | {"keyword": "Go"}))
+    with pytest.raises(ExperimentError, match="holds results of the keyword 'Go'"):
+        open_study(str(folder), "go", "speaker", "smoke")
+
+
+def test_the_synthetic_keyword_knows_no_capitals():
+    assert open_study(keyword=" Sheila").keyword == "sheila"
+
+
+def test_a_relative_home_starts_at_the_repository(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KWS_HOME", ".")
+    assert paths.home() == paths.ROOT
+    monkeypatch.delenv("KWS_HOME")
+    assert paths.home() == paths.ROOT
 
 
 def test_a_profile_changes_sizes_only():

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from kwslib import metrics
+from kwslib import metrics, records
 
 
 @settings(max_examples=200, deadline=None)
@@ -59,7 +59,7 @@ def test_interval_narrows_with_more_speakers():
         speakers = np.repeat(np.arange(n), 10)
         labels = np.tile(np.arange(10) < 2, n)
         scores = rng.normal(size=10 * n) + labels
-        low, high = metrics.interval95(metrics.bootstrap(scores, labels, speakers, 300))
+        low, high = records.interval95(metrics.bootstrap(scores, labels, speakers, 300))
         assert low < metrics.au_fa_fr(scores, labels) < high
         widths.append(high - low)
     assert widths[1] < widths[0] / 2
@@ -84,3 +84,4 @@ def test_events_are_counted_by_hand():
     assert metrics.count_events(events, keywords) == (2, 2)
     assert metrics.count_events(events, keywords, tolerance_s=0.0) == (2, 3)
     assert metrics.count_events([], keywords) == (0, 0)
+    assert metrics.count_events([1.5, 2.4, 2.45], [(1.0, 2.0), (2.0, 3.0)]) == (2, 0)  # neighbours: one each

@@ -1,11 +1,13 @@
+import hashlib
 import io
+import json
 import pickle
 
 import pytest
 import torch
 
 from kwslib import models, quantize
-from kwslib.config import CRNNConfig, describe
+from kwslib.config import CRNNConfig, FeatureConfig, describe
 from kwslib.models import CRNN, CheckpointError
 from kwslib.quantize import DynamicInt8, Half, PrecisionError
 
@@ -15,7 +17,7 @@ TINY = CRNNConfig(cnn_out_channels=2, hidden_size=8, gru_num_layers=2, attention
 def saved(path, convert=lambda m: m):
     torch.manual_seed(0)
     model = convert(CRNN(TINY).eval())
-    quantize.save(path, model, {"model": describe(TINY), "experiment": "x"})
+    quantize.save(path, model, {"model": describe(TINY), "features": describe(FeatureConfig())})
     return model
 
 
@@ -142,6 +144,23 @@ def test_missing_damaged_and_mixed_up_checkpoints_are_named(tmp_path):
     (tmp_path / "a.pt").write_bytes((tmp_path / "a.pt").read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         quantize.load(tmp_path / "a.pt")
+
+
+def test_a_sidecar_of_another_kind_or_weights_that_are_missing_are_named(tmp_path):
+    path = tmp_path / "m.pt"
+    saved(path)
+    sidecar = json.loads(path.with_suffix(".json").read_text())
+    for content, message in (("[]", "does not describe"), (json.dumps(sidecar | {"schema": 99}), "schema 99")):
+        path.with_suffix(".json").write_text(content)
+        with pytest.raises(CheckpointError, match=message):
+            quantize.load(path)
+    state = torch.load(path, weights_only=True)
+    del state["classifier.bias"]
+    torch.save(state, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.with_suffix(".json").write_text(json.dumps(sidecar | {"sha256": digest}))
+    with pytest.raises(CheckpointError, match="does not fit its description.*classifier.bias"):
+        quantize.load(path)
 
 
 def test_keyword_score_ranks_where_softmax_saturates():

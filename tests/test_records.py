@@ -35,7 +35,7 @@ def record(name, seed, area, macs=1000, size=4000, control=None, order=0, replic
             "state_dict_bytes": size,
             "weights_bytes": size // 2,
         },
-        "run": {"latency_ms_per_clip": 0.5, "wall_s": 1.0},
+        "run": {"latency_ms_per_clip": 0.5, "latency_ms_per_step": 0.25, "wall_s": 1.0},
     }
 
 
@@ -86,14 +86,31 @@ def test_what_lost_is_said_to_have_lost():
         record("same-fp16", 0, 1e-5, 1000, 2000, "baseline", 2, precision="float16"),
     ]
     said = report.findings(records.summary(found))
-    assert any("worse" in s and "Above the reports' bar" in s for s in said["failed"])
+    assert any(s.startswith("worse: AU-FA-FR 9.00e-5, above the reports' bar") for s in said["failed"])
+    assert any(s.startswith("baseline: AU-FA-FR 1.00e-5, below") for s in said["worked"])
     assert any(s.startswith("worse against baseline: worse") for s in said["failed"])
     assert any(s.startswith("same-fp16 against baseline: no clear difference") for s in said["worked"])
 
 
-def test_a_perfect_baseline_does_not_divide_by_zero():
-    table = records.summary([record("baseline", 0, 0.0), record("small", 0, 1e-5, order=1)])
-    assert table["ratio"].isna().all()
+def test_a_perfect_or_missing_baseline_gives_no_ratio_but_a_table():
+    perfect = records.summary([record("baseline", 0, 0.0), record("small", 0, 1e-5, order=1)])
+    assert perfect["ratio"].isna().all() and (perfect["speed_up"] == 1).all()
+    missing = records.summary([record("small", 0, 1e-5)])
+    assert missing[["ratio", "speed_up", "compression"]].isna().all().all()
+    for table in (perfect, missing):
+        assert "nan" not in report.display_table(table).to_string()
+
+
+def test_gains_compare_the_seeds_that_both_have():
+    found = [record("baseline", seed, area) for seed, area in enumerate((1e-5, 2e-5, 9e-5))]
+    found += [record("small", 1, 1.5e-5, control="baseline", order=1)]
+    assert records.summary(found).loc["small", "gain"] == pytest.approx(0.5e-5)
+
+
+def test_a_longer_profile_that_has_begun_hides_the_quick_one():
+    records.write("s", record("baseline", 0, 1e-5, replicates=[1e-5] * 3))
+    records.write("s", record("small", 0, 1e-5) | {"profile": "standard"})
+    assert [r["experiment"] for r in records.load("s")] == ["small"]
 
 
 def test_missing_damaged_and_foreign_records_are_named(home):

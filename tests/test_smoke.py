@@ -74,8 +74,9 @@ def test_bad_parameters_stop_make_with_one_sentence(tmp_path):
         (["CORPUS=/no/such/place"], "no corpus at /no/such/place"),
         (["SPLIT=clip"], "unknown split 'clip'"),
         (["SEEDS=many"], "invalid int value: 'many'"),
+        (["KEYWORD=nothing-yet", "report"], "no records in"),
     ):
-        done = make(tmp_path, "reproduce", *arguments)
+        done = make(tmp_path, *([] if "report" in arguments else ["reproduce"]), *arguments)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 

@@ -124,7 +124,7 @@ def test_glue_marks_the_keywords(folder):
     track = stream.glue(corpus, [stop, go, stop, go], "go")
     assert track.keywords_s == [(1.0, 2.0), (3.0, 4.0)]
     assert len(track.samples) == 64_000
-    assert track.other_hours == pytest.approx(2 / 3600)
+    assert track.other_hours == pytest.approx(1.5 / 3600)  # 0 to 1 s and 2.5 to 3 s
     assert (track.samples[16_000:32_000] * 32768 == corpus.waveforms[go]).all()
     times = np.arange(1, 41) / 10
     scores = np.where((times > 1.2) & (times < 1.6), 5.0, -5.0)  # fires at the first keyword only
@@ -133,6 +133,8 @@ def test_glue_marks_the_keywords(folder):
 
 
 def test_bad_sizes_are_named():
+    with pytest.raises(ValueError, match="causal"):
+        StreamingModel(net(), framing="centered")
     with pytest.raises(ValueError, match="stride"):
         StreamingModel(net(kernel_size=(5, 6)))
     with pytest.raises(ValueError, match="max_window_length"):

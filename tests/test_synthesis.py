@@ -60,6 +60,11 @@ def test_near_misses_sound_like_the_keyword_and_are_not_it():
     assert set(corpora.words_of("computer")) >= {"computer", *synthesis.WORDS}
 
 
+def test_a_keyword_that_cannot_be_spoken_is_refused():
+    with pytest.raises(ValueError, match="cannot speak the keyword '...'"):
+        corpora.words_of("...")
+
+
 def test_speakers_are_pairs_of_accent_and_voice():
     voices = synthesis.speakers(180)
     assert len(voices) == 180 == len(set(voices.values()))

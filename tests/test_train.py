@@ -81,6 +81,11 @@ def test_interrupted_and_resumed_equals_undisturbed(data, tmp_path, stop_after):
     assert stripped(history) == stripped(again) == stripped(rows)
 
 
+def test_a_damaged_resume_file_starts_from_the_beginning(data, tmp_path):
+    (tmp_path / "r").write_bytes(b"half a file")
+    assert same(run(data, resume=tmp_path / "r")[0], run(data)[0])
+
+
 def test_the_teacher_is_not_changed_and_runs_in_eval_mode(data):
     torch.manual_seed(9)
     teacher = CRNN(TINY).train()
