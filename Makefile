@@ -39,7 +39,7 @@ STEPS   := 01_split_and_baseline 02_streaming 03_kd 04_attention_kd 05_quant_fp1
 STUDY   := --corpus "$(CORPUS)" --keyword "$(KEYWORD)" --split "$(SPLIT)"
 RUN     := KWS_HEADLESS=1 $(BIN)/papermill --no-progress-bar --log-output --log-level WARNING -k python3 -r corpus "$(CORPUS)" \
            -r keyword "$(KEYWORD)" -r split "$(SPLIT)" -r profile "$(PROFILE)" -p seeds "$(SEEDS)"
-QUIET   := 2> >(grep -v IPKernelApp >&2)  # the kernel warns about its local port
+QUIET   := 2> >(grep -v -e IPKernelApp -e '^$$' >&2)  # the kernel warns about its local port
 
 # The stamp holds a checksum of everything the notebooks read and left behind, so a touched file re-runs nothing
 # and a deleted or edited one is noticed. When it does not fit, all of them run; finished experiments are loaded.

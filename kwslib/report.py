@@ -28,10 +28,10 @@ NOTEBOOKS = (
 def area(value: float) -> str:
     """An AU-FA-FR for people, in units of 1e-5.
 
-    >>> area(3.14159e-5)
-    '3.14'
+    >>> area(3.14159e-5), area(-1e-9)
+    ('3.14', '0.00')
     """
-    return "–" if pd.isna(value) else f"{value * 1e5:.2f}"
+    return "–" if pd.isna(value) else f"{round(value * 1e5, 2) + 0.0:.2f}"  # + 0.0: no "-0.00"
 
 
 def times(value: float) -> str:
@@ -92,10 +92,12 @@ def findings(summary: pd.DataFrame) -> dict[str, list[str]]:
     worked, failed = [], []
     for name, row in summary.iterrows():
         below = row["au_fa_fr"] <= published.BAR
+        cheaper = (
+            f", with {times(row['speed_up'])} fewer MACs and {times(row['compression'])} fewer bytes than the baseline"
+        )
         (worked if below else failed).append(
             f"{name}: AU-FA-FR {area(row['au_fa_fr'])}e-5, {'below' if below else 'above'} the reports' bar of "
-            f"{area(published.BAR)}e-5, with {times(row['speed_up'])} fewer MACs and {times(row['compression'])} fewer "
-            "bytes than the baseline."
+            f"{area(published.BAR)}e-5{'' if name == 'baseline' else cheaper}."
         )
         said, fewer_bits = verdict(row), row["precision"] != "float32"
         if said:
