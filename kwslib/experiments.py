@@ -275,8 +275,6 @@ class _Task:
             record, sidecar = records.read(file), quantize.load(checkpoint)[1]
         except (records.RecordError, models.CheckpointError):
             return False
-        if record["run"]["latency_ms_per_clip"] is None:  # it ended between training and timing
-            return False
         same_file = record["checkpoint"]["sha256"] == sidecar.get("sha256")
         return record["identity"] == self.identity == sidecar.get("identity") and same_file
 
@@ -333,7 +331,7 @@ def _run(study: Study, experiments: list[Experiment]) -> Results:
                 _tell_the_terminal(bar, label)
                 if error:
                     failures[label] = error
-            for task in todo:
+            for task in wave:
                 if task.label not in failures:
                     _time(task)
             logs += [tracking.csv_path(study.name, t.experiment.name, t.seed) for t in todo if t.experiment.student]
@@ -394,9 +392,14 @@ def _drop_other_recipes(todo: list[_Task]) -> None:
 
 
 def _time(task: _Task) -> None:
-    """Measure the latency of a finished run, now that nothing else is running, into its record."""
-    model = task.study.model(task.experiment.name, task.seed)
+    """Measure the latency of a finished run, now that nothing else is running, into its record.
+
+    Also of one that an interruption left untimed; one that has its figures keeps them.
+    """
     record = records.read(records.path(task.study.name, task.experiment.name, task.seed))
+    if record["run"].get("latency_ms_per_step") is not None:
+        return
+    model = task.study.model(task.experiment.name, task.seed)
     record["run"]["latency_ms_per_clip"] = round(cost.clip_latency_ms(model)["median"], 3)
     record["run"]["latency_ms_per_step"] = round(cost.step_latency_ms(stream.StreamingModel(model))["median"], 3)
     records.write(task.study.name, record)

@@ -93,13 +93,19 @@ def results(records: list[dict]) -> pd.DataFrame:
                 "state_dict_bytes": cost["state_dict_bytes"],
                 "weights_bytes": cost["weights_bytes"],
                 "precision": r["precision"],
-                "latency_ms_per_clip": r["run"]["latency_ms_per_clip"],
-                "latency_ms_per_step": r["run"]["latency_ms_per_step"],
+                "latency_ms_per_clip": _measured(r, "latency_ms_per_clip"),
+                "latency_ms_per_step": _measured(r, "latency_ms_per_step"),
                 "epochs": r["epochs"],
                 "wall_s": r["run"]["wall_s"],
             }
         )
     return pd.DataFrame(rows)
+
+
+def _measured(record: dict, key: str) -> float:
+    """A figure of the ``run`` block; NaN for a run that was interrupted before it was timed."""
+    value = record["run"].get(key)
+    return np.nan if value is None else value
 
 
 def replicates(records: list[dict], experiment: str, only: set[int] | None = None) -> np.ndarray:

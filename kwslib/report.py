@@ -43,6 +43,15 @@ def times(value: float) -> str:
     return "–" if pd.isna(value) else f"{value:.1f}×"
 
 
+def milliseconds(value: float) -> str:
+    """A latency for people.
+
+    >>> milliseconds(0.456), milliseconds(float("nan"))
+    ('0.46', '–')
+    """
+    return "–" if pd.isna(value) else f"{value:.2f}"
+
+
 CLEAR = ("better", "worse")  # verdicts whose interval does not hold 0
 
 
@@ -74,8 +83,8 @@ def display_table(summary: pd.DataFrame) -> pd.DataFrame:
             "size, kB ↓": f"{row['state_dict_bytes'] / 1e3:.1f}",
             "compression ↑": times(row["compression"]),
             "weights, kB ↓": f"{row['weights_bytes'] / 1e3:.1f}",
-            "ms per clip": f"{row['latency_ms_per_clip']:.2f}",
-            "ms per step": f"{row['latency_ms_per_step']:.2f}",
+            "ms per clip": milliseconds(row["latency_ms_per_clip"]),
+            "ms per step": milliseconds(row["latency_ms_per_step"]),
             "gain over control ×1e5 ↑": ""
             if pd.isna(row["gain"])
             else f"{area(row['gain'])} ({area(row['gain_low'])} to {area(row['gain_high'])})",
