@@ -3,13 +3,14 @@ SHELL         := bash
 .SHELLFLAGS   := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup reproduce report publish test lab lint lock clean clean-data
+.PHONY: help setup reproduce report appendix publish test lab lint lock clean clean-data
 
 CORPUS  ?= synthetic
 KEYWORD ?= sheila
 SPLIT   ?= speaker
 PROFILE ?= standard
 SEEDS   ?= 0
+OTHER   ?=
 ARGS    ?=
 KWS_HOME ?= .
 export KWS_HOME
@@ -20,7 +21,7 @@ BIN     := $(VENV)/bin
 READY   := $(VENV)/.ready
 
 help:       ## show this list
-	@echo "make TARGET [CORPUS=synthetic|FOLDER] [KEYWORD=sheila] [SPLIT=speaker|random] [PROFILE=smoke|standard|full] [SEEDS=3]"
+	@echo "make TARGET [CORPUS=synthetic|speech_commands_v0.01|FOLDER] [KEYWORD=sheila] [SPLIT=speaker|random] [PROFILE=smoke|standard|full] [SEEDS=3]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # CPU=1 leaves out the CUDA packages; pip must then be told where PyTorch's CPU wheels are (README).
@@ -35,6 +36,7 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+APPENDIX := augmentation_and_transfer
 STEPS   := 01_split_and_baseline 02_streaming 03_kd 04_attention_kd 05_quant_fp16
 STUDY   := --corpus "$(CORPUS)" --keyword "$(KEYWORD)" --split "$(SPLIT)"
 RUN     := KWS_HEADLESS=1 $(BIN)/papermill --no-progress-bar --log-output --log-level WARNING -k python3 -r corpus "$(CORPUS)" \
@@ -73,6 +75,14 @@ report: $(READY)  ## redraw figures and HTML from saved records: no data, no tra
 	mv "$$out/unfinished_06_plots.ipynb" "$$out/06_plots.ipynb"; \
 	$(BIN)/kws html "$$out/06_plots.ipynb" > /dev/null
 
+appendix: $(READY)  ## measure each augmentation, and synthetic speech against recordings: OTHER=FOLDER of other words
+	@set -euo pipefail; \
+	$(BIN)/kws study $(STUDY) --profile "$(PROFILE)" --seeds "$(SEEDS)" > /dev/null; \
+	out="$(KWS_HOME)/reports/$$($(BIN)/kws name $(STUDY))/notebooks"; mkdir -p "$$out"; \
+	$(RUN) -r other "$(OTHER)" notebooks/appendix/$(APPENDIX).ipynb "$$out/unfinished_$(APPENDIX).ipynb" $(QUIET); \
+	mv "$$out/unfinished_$(APPENDIX).ipynb" "$$out/$(APPENDIX).ipynb"; \
+	$(BIN)/kws html "$$out/$(APPENDIX).ipynb"
+
 publish: $(READY)  ## copy a study to reports/reference and checkpoints/reference, and its table to the README
 	@$(BIN)/kws publish "$$($(BIN)/kws name $(STUDY))"
 
@@ -95,5 +105,5 @@ lock: $(READY)  ## make requirements.lock anew from pyproject.toml
 
 clean:      ## remove executed notebooks and HTML; keeps records, figures, checkpoints and data
 	@find "$(KWS_HOME)/reports" -mindepth 1 -maxdepth 1 -type d ! -name reference -exec rm -rf {}/notebooks {}/index.html {}/wandb \;
-clean-data: ## remove prepared corpora, which are made again when needed
-	@rm -rf "$(KWS_HOME)/data"
+clean-data: ## remove prepared corpora, which are made again when needed; keeps downloads
+	@rm -rf "$(KWS_HOME)/data/prepared"

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kwslib import corpora, cost, features, metrics, paths, quantize, records, report, stream, train
-from kwslib.config import FeatureConfig
+from kwslib import corpora, cost, features, metrics, models, paths, quantize, records, report, stream, train
+from kwslib.config import CRNNConfig, FeatureConfig
 from kwslib.experiments import ExperimentError, open_study
 
 
@@ -37,16 +37,28 @@ def _parser() -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(run=run)
         if checkpoint:
-            added.add_argument("--checkpoint", type=Path, required=True, metavar="P", help="a .pt file of this project")
+            added.add_argument(
+                "--checkpoint", type=Path, required=True, metavar="P",
+                help="a .pt file of this project, or a plain state dict with the names of the reports",
+            )  # fmt: skip
+            added.add_argument("--mel-stride", type=int, metavar="N", help="of a plain state dict, where ambiguous")
+            added.add_argument("--frame-stride", type=int, default=8, metavar="N", help="of a plain state dict (8)")
             added.add_argument("--json", action="store_true", help="print JSON for programs")
         return added
 
     score = command("score", _score, "probability of the keyword in audio files")
     score.add_argument("files", nargs="+", type=Path, metavar="FILE", help="WAV or FLAC, any rate; its loudest second")
     command("cost", _cost, "parameters, MACs and bytes of a model")
-    evaluate = command("evaluate", _evaluate, "AU-FA-FR of a model on a folder of recordings")
-    evaluate.add_argument("--corpus", required=True, metavar="DIR", help="<root>/<word>/<speaker>_*.{wav,flac}")
-    evaluate.add_argument("--keyword", required=True, metavar="W", help="the word to detect")
+    evaluate = command(
+        "evaluate", _evaluate, "AU-FA-FR of a model on recordings; of others than the keyword, the FA rate"
+    )
+    evaluate.add_argument("--corpus", required=True, metavar="C", help="a folder <root>/<word>/*.wav, or a known name")
+    evaluate.add_argument("--keyword", metavar="W", help="the word to detect (default: the one it was trained for)")
+    evaluate.add_argument("--threshold", type=float, help="logit to decide at (default: the checkpoint's)")
+    described = command("corpus", _corpus, "what a corpus holds, and which files were left out", checkpoint=False)
+    described.add_argument("corpus", metavar="CORPUS", help="a folder <root>/<word>/*.wav, or a known name")
+    described.add_argument("--keyword", help="of the synthetic corpus (default sheila)")
+    described.add_argument("--json", action="store_true", help="print JSON for programs")
     listen = command("stream", _stream, "run a model over a recording as if it were live")
     listen.add_argument("--wav", type=Path, required=True, metavar="F", help="WAV or FLAC of any length and rate")
     listen.add_argument("--threshold", type=float, default=0.5, help="score of an event (default 0.5)")
@@ -85,48 +97,80 @@ def _print(values: dict | list, as_json: bool) -> None:
             print(f"{key:<{width}}  {value}")
 
 
-def _features(sidecar: dict) -> FeatureConfig:
-    return FeatureConfig(**{key: value for key, value in sidecar["features"].items() if key != "class"})
+def _open_checkpoint(options: argparse.Namespace) -> tuple[torch.nn.Module, CRNNConfig, FeatureConfig, dict]:
+    """Model, its sizes, its front end, and what else is known: of a published state dict, nothing."""
+    if options.checkpoint.with_suffix(".json").exists():
+        model, sidecar = quantize.load(options.checkpoint)
+        wanted = {key: value for key, value in sidecar["features"].items() if key != "class"}
+        return model, quantize.config_of(sidecar), FeatureConfig(**wanted), sidecar
+    model = models.load_published(options.checkpoint, options.mel_stride, options.frame_stride)
+    return model, model.config, FeatureConfig(framing="centered"), {}
+
+
+def _corpus_argument(argument: str) -> str:
+    """A known name, or a folder relative to the shell, as with any command line tool."""
+    return argument if argument in corpora.NAMES else str(Path(argument).resolve())
 
 
 def _score(options: argparse.Namespace) -> None:
-    model, sidecar = quantize.load(options.checkpoint)
-    front_end = features.LogMel(_features(sidecar))
+    model, _, front_end, _ = _open_checkpoint(options)
     clips = np.stack([corpora.one_second(corpora.read_clip(file)) for file in options.files])
-    logits = train.score(model, front_end(torch.from_numpy(clips)).numpy())
+    logits = train.score(model, features.LogMel(front_end)(torch.from_numpy(clips)).numpy())
     probabilities = stream.probability(logits).tolist()
     pairs = zip(options.files, probabilities, strict=True)
     _print([{"file": str(file), "score": value} for file, value in pairs], options.json)
 
 
 def _cost(options: argparse.Namespace) -> None:
-    model, sidecar = quantize.load(options.checkpoint)
-    _print({**cost.cost(quantize.config_of(sidecar)), **quantize.sizes(model)}, options.json)
+    model, config, _, _ = _open_checkpoint(options)
+    _print({**cost.cost(config), **quantize.sizes(model)}, options.json)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    model, sidecar = quantize.load(options.checkpoint)
-    folder = Path(options.corpus).resolve()  # relative to the shell, as any command line tool
-    corpus = corpora.load(str(folder), options.keyword)
-    scores = train.score(model, features.logmels(corpus, _features(sidecar)))
-    is_keyword = corpus.is_keyword(options.keyword)
-    area = metrics.au_fa_fr(scores, is_keyword)
-    speakers = corpus.clips["speaker"].to_numpy()
-    several = len(set(speakers)) > 1  # of one speaker nothing is known about others
-    replicates = metrics.bootstrap(scores, is_keyword, speakers, resamples=1000) if several else None
-    result = {
-        "au_fa_fr": area,
-        "au_fa_fr_ci95": list(records.interval95(replicates)) if several else None,
-        "roc_auc": metrics.roc_auc(area, is_keyword),
-        "n_keyword": int(is_keyword.sum()),
-        "n_other": int((~is_keyword).sum()),
-    }
+    model, _, front_end, known = _open_checkpoint(options)
+    keyword = options.keyword or known.get("keyword")
+    if not keyword:
+        raise ValueError("this checkpoint does not say its keyword: name it with --keyword")
+    # A keyword named here must be there; the checkpoint's own may be missing: then others are all there is to hear.
+    wanted = keyword if options.corpus == "synthetic" else options.keyword
+    corpus = corpora.load(_corpus_argument(options.corpus), wanted)
+    scores = train.score(model, features.logmels(corpus, front_end))
+    is_keyword, speakers = corpus.is_keyword(keyword), corpus.clips["speaker"].to_numpy()
+    result = {"n_keyword": int(is_keyword.sum()), "n_other": int((~is_keyword).sum())}
+    threshold = known.get("threshold") if options.threshold is None else options.threshold
+    if threshold is not None:
+        result |= {"threshold": threshold, "fa_rate": float((scores >= threshold)[~is_keyword].mean())}
+    if is_keyword.any() and not is_keyword.all():
+        area = metrics.au_fa_fr(scores, is_keyword)
+        interval = records.interval95(metrics.bootstrap(scores, is_keyword, speakers, resamples=1000))
+        result |= {"au_fa_fr": area, "au_fa_fr_ci95": list(interval)}
+        result |= {"interval_over": metrics.units(speakers, is_keyword), "roc_auc": metrics.roc_auc(area, is_keyword)}
+        if threshold is not None:
+            result["miss_rate"] = float((scores < threshold)[is_keyword].mean())
+    elif threshold is None:
+        raise ValueError(
+            f"{options.corpus} has no clips of {keyword!r}, or nothing else: "
+            "only a false-accept rate could be given, and that needs --threshold"
+        )
     _print(result, options.json)
 
 
+def _corpus(options: argparse.Namespace) -> None:
+    corpus = corpora.load(_corpus_argument(options.corpus), options.keyword)
+    if options.json:
+        left_out = corpus.unusable.to_dict("records")
+        print(json.dumps({**corpus.summary().to_dict(), "fingerprint": corpus.fingerprint, "left_out": left_out}))
+        return
+    _print({**corpus.summary().to_dict(), "prepared in": corpus.folder}, as_json=False)
+    for clip, reason in corpus.unusable.head(20).itertuples(index=False):
+        print(f"  left out: {clip}: {reason}")
+    if len(corpus.unusable) > 20:
+        print(f"  and {len(corpus.unusable) - 20} more: {corpus.folder / 'unusable.csv'}")
+
+
 def _stream(options: argparse.Namespace) -> None:
-    model, sidecar = quantize.load(options.checkpoint)
-    streaming = stream.StreamingModel(model, framing=sidecar["features"]["framing"])
+    model, _, front_end, _ = _open_checkpoint(options)
+    streaming = stream.StreamingModel(model, framing=front_end.framing)
     samples = corpora.read_clip(options.wav)
     times, scores = stream.carried_scores(streaming, samples)
     probabilities = stream.probability(scores)

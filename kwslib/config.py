@@ -31,6 +31,38 @@ class FeatureConfig:
 
 
 @dataclass(frozen=True)
+class SynthesisConfig:
+    """How the synthetic corpus speaks and how hard it is. Ranges are uniform.
+
+    Attributes:
+        rate_wpm, pitch, pitch_range: habits of a speaker, in eSpeak NG's units (words per minute; 0 to
+            100); every utterance varies around them.
+        vocal_tract: formants and pitch of a speaker are scaled by this factor, as a shorter or longer
+            vocal tract would.
+        carrier_share: share of the words spoken inside a phrase and cut out of it, so that their ends
+            carry a bit of their neighbours.
+        vocabulary: how many different words there are besides keyword and near-misses; the first thirty
+            are those of Speech Commands.
+        near_misses: how many of the words that sound most like the keyword are spoken.
+        other_words: words per speaker, drawn from the vocabulary.
+        snr_db: signal-to-noise ratio; it decides most of the difficulty.
+        room_share, rt60_s: share of reverberant clips and their reverberation time.
+    """
+
+    rate_wpm: tuple[float, float] = (100.0, 210.0)
+    pitch: tuple[float, float] = (15.0, 85.0)
+    pitch_range: tuple[float, float] = (10.0, 90.0)
+    vocal_tract: tuple[float, float] = (0.9, 1.12)
+    carrier_share: float = 0.0
+    vocabulary: int = 200
+    near_misses: int = 4
+    other_words: int = 31
+    snr_db: tuple[float, float] = (20.0, 40.0)
+    room_share: float = 0.5
+    rt60_s: tuple[float, float] = (0.1, 0.6)
+
+
+@dataclass(frozen=True)
 class CRNNConfig:
     """Sizes of a convolutional recurrent net with attention; names and defaults as in the reports.
 
@@ -77,9 +109,9 @@ class Profile:
 PROFILES = {
     p.name: p
     for p in (
-        Profile("smoke", synthetic_speakers=24, seeds=1, epochs_percent=5, views=1, bootstrap=200),
-        Profile("standard", synthetic_speakers=180, seeds=3, epochs_percent=100, views=8, bootstrap=1000),
-        Profile("full", synthetic_speakers=180, seeds=10, epochs_percent=200, views=16, bootstrap=2000),
+        Profile("smoke", synthetic_speakers=48, seeds=1, epochs_percent=5, views=1, bootstrap=200),
+        Profile("standard", synthetic_speakers=360, seeds=3, epochs_percent=100, views=8, bootstrap=1000),
+        Profile("full", synthetic_speakers=360, seeds=10, epochs_percent=200, views=16, bootstrap=2000),
     )
 }
 

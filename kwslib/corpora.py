@@ -1,13 +1,14 @@
-"""Where recordings come from: the synthetic corpus or a folder of audio files.
+"""Where recordings come from: the synthetic corpus, Speech Commands, or any folder of audio files.
 
-Both become the same thing, prepared once: a table of clips and one memory-mapped int16 array
+All become the same thing, prepared once: a table of clips and one memory-mapped int16 array
 with a row of 16,000 samples for each, in ``data/``. A changed folder is prepared anew.
 """
 
 import hashlib
 import json
+import re
 import shutil
-from collections.abc import Iterator
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +18,17 @@ import soundfile
 from scipy import signal
 from tqdm.auto import tqdm
 
-from kwslib import paths, synthesis
-from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, identity, profile
+from kwslib import paths, speech_commands, synthesis
+from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, SynthesisConfig, identity, profile
 
-AUDIO = {".wav", ".flac"}
+# What a person would call a recording. soundfile reads the first line; a file of the second is
+# listed as unusable rather than overlooked.
+AUDIO = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf"}
+AUDIO |= {".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".3gp"}
+NAMES = ("synthetic", *speech_commands.ARCHIVES)  # what is not a folder
 NOISE_FOLDER = "_background_noise_"
-UNUSABLE_LIMIT = 0.05  # a larger share of files that cannot be used stops the preparation
+UNUSABLE_LIMIT = 0.05  # a larger share of files that cannot be read stops the preparation
+VERSION = 1  # raise it when the same files would be prepared differently
 
 
 class CorpusError(ValueError):
@@ -35,7 +41,8 @@ class Corpus:
 
     Attributes:
         name: short name, used for folders.
-        clips: one row per clip, columns ``clip word speaker``; row i is ``waveforms[i]``.
+        clips: one row per clip, columns ``clip word speaker content`` (a digest of its samples);
+            row i is ``waveforms[i]``.
         waveforms: int16, (clips, 16000), memory-mapped.
         noise: background recordings by name, int16, 1-D.
         unusable: files left out, columns ``clip reason``.
@@ -55,42 +62,52 @@ class Corpus:
 
     def is_keyword(self, keyword: str) -> np.ndarray:
         """True for each clip of the keyword, (clips,)."""
-        return (self.clips["word"] == keyword).to_numpy()
+        return (self.clips["word"] == _composed(keyword)).to_numpy()
 
     def summary(self) -> pd.Series:
+        """What there is: clips, hours, words, speakers, files left out, fingerprint."""
+        speakers = self.clips["speaker"].nunique()
         return pd.Series(
             {
                 "corpus": self.name,
                 "clips": len(self.clips),
                 "hours": round(len(self.clips) * CLIP_SAMPLES / SAMPLE_RATE / 3600, 2),
                 "words": self.clips["word"].nunique(),
-                "speakers": self.clips["speaker"].nunique(),
-                "unusable files": len(self.unusable),
+                "speakers": speakers if speakers < len(self.clips) else "unknown: each file name begins differently",
+                "files left out": len(self.unusable),
                 "fingerprint": self.fingerprint[:12],
             },
             name="value",
         )
 
 
-def load(corpus: str, keyword: str, profile_name: str = "standard") -> Corpus:
+def load(
+    corpus: str,
+    keyword: str | None,
+    profile_name: str = "standard",
+    synthesis_config: SynthesisConfig = SynthesisConfig(),
+) -> Corpus:
     """The corpus of that name or folder, prepared if that was not done before.
 
     Args:
-        corpus: ``synthetic``, or a folder ``<root>/<word>/<speaker>_*.{wav,flac}``.
-        keyword: must be one of its words; the synthetic corpus speaks any word.
+        corpus: ``synthetic``, ``speech_commands_v0.01``, ``speech_commands_v0.02`` (downloaded on first
+            use), or a folder ``<root>/<word>/<speaker>_*.wav`` (or another format of ``AUDIO``).
+        keyword: must be one of its words; the synthetic corpus speaks any word. ``None``: not needed.
         profile_name: how many speakers the synthetic corpus has.
+        synthesis_config: how the synthetic corpus speaks.
 
     Raises:
         CorpusError: no such folder, no audio in it, the keyword is not there, or more than
             5 % of the files are unusable.
+        DownloadError: Speech Commands could not be fetched.
     """
-    if not keyword.strip():
+    if keyword is not None and not keyword.strip():
         raise CorpusError("the keyword is empty: give a word, for example KEYWORD=sheila")
     if corpus == "synthetic":
-        return _synthetic(keyword, profile(profile_name).synthetic_speakers)
-    root = paths.corpus_folder(corpus)
+        return _synthetic(keyword or "sheila", profile(profile_name).synthetic_speakers, synthesis_config)
+    root = speech_commands.folder(corpus) if corpus in speech_commands.ARCHIVES else paths.corpus_folder(corpus)
     if not root.is_dir():
-        raise CorpusError(f"no corpus at {root}: give 'synthetic' or a folder <root>/<word>/*.wav")
+        raise CorpusError(f"no corpus at {root}: give {', '.join(NAMES)}, or a folder <root>/<word>/*.wav")
     return _from_folder(root, keyword)
 
 
@@ -112,49 +129,64 @@ def speaker_of(clip: str) -> str:
     return Path(clip).stem.split("_")[0]
 
 
-def words_of(keyword: str) -> list[str]:
-    """What the synthetic speakers say: the 30 words, the keyword and its near-misses."""
+def _composed(name: str) -> str:
+    """A name in Unicode's composed form: macOS writes é as e and an accent, others as one letter."""
+    return unicodedata.normalize("NFC", name)
+
+
+def vocabulary(keyword: str, config: SynthesisConfig = SynthesisConfig()) -> synthesis.Vocabulary:
+    """What the synthetic speakers say when this is the keyword."""
     if keyword != clean_keyword("synthetic", keyword):
         raise CorpusError(f"synthetic words are lower case without blanks around them: {keyword!r} is not")
-    words = sorted({*synthesis.WORDS, keyword})
-    return words + synthesis.in_fresh_process(synthesis.near_misses, keyword, words)
+    return synthesis.in_fresh_process(synthesis.vocabulary, keyword, config)
 
 
-def _synthetic(keyword: str, n_speakers: int) -> Corpus:
-    name = "synthetic" if keyword == "sheila" else f"synthetic-{paths.slug(keyword)}"
-    folder = paths.data() / f"{name}-{identity(synthesis.VERSION, keyword, n_speakers)[:8]}"
+def _synthetic(keyword: str, n_speakers: int, config: SynthesisConfig) -> Corpus:
+    key = identity(synthesis.VERSION, keyword, n_speakers, config)
+    parts = ["synthetic", "" if keyword == "sheila" else paths.slug(keyword)]
+    parts.append("" if config == SynthesisConfig() else identity(config)[:6])
+    name = "-".join(filter(None, parts))
+    folder = paths.data() / f"{name}-{key[:8]}"
     if not (folder / "meta.json").exists():
-        words = words_of(keyword)
+        words = vocabulary(keyword, config)
         with _preparing(folder) as build:
-            uttered, noise = synthesis.make_corpus(n_speakers, words, lambda n: _new_store(build, n))
-            clips = pd.DataFrame({"clip": u.clip, "word": u.word, "speaker": u.speaker} for u in uttered)
+            voices = synthesis.speakers(n_speakers)
+            said = synthesis.plan(voices, words, config)
+            clips = [utterance.clip for part in said for utterance in part]
+            waveforms = _new_store(build, len(clips))
+            noise = synthesis.make_corpus(said, voices, config, waveforms)
             full_size = synthesis.speakers(profile("standard").synthetic_speakers)
-            planned = [u.clip for part in synthesis.plan(full_size, words) for u in part]
-            _finish(build, clips, noise, pd.DataFrame({"clip": [], "reason": []}), planned)
+            planned = [utterance.clip for part in synthesis.plan(full_size, words, config) for utterance in part]
+            table = _table(clips, [_content(row) for row in waveforms])
+            _finish(build, table, noise, pd.DataFrame({"clip": [], "reason": []}), planned)
     return _open(folder, name)
 
 
-def _from_folder(root: Path, keyword: str) -> Corpus:
+def _from_folder(root: Path, keyword: str | None) -> Corpus:
     files = sorted(f for f in root.glob("*/*") if f.suffix.lower() in AUDIO and not f.name.startswith("."))
     noise_files = [f for f in files if f.parent.name == NOISE_FOLDER]
     files = [f for f in files if not f.parent.name.startswith(("_", "."))]
-    words = sorted({f.parent.name for f in files})
+    words = sorted({_composed(f.parent.name) for f in files})
     if not files:
         raise CorpusError(f"no recordings in {root}: expected <root>/<word>/*.wav or *.flac")
-    if keyword not in words:
+    if keyword is not None and _composed(keyword) not in words:
         raise CorpusError(f"the keyword {keyword!r} is not in {root}: its words are {', '.join(words)}")
-    listing = [(f.relative_to(root).as_posix(), f.stat().st_size, f.stat().st_mtime_ns) for f in files + noise_files]
+    listing = []
+    for file in files + noise_files:
+        status = file.stat()
+        listing.append((ascii(file.relative_to(root).as_posix()), status.st_size, status.st_mtime_ns))
     name = paths.slug(root.name)
-    folder = paths.data() / f"{name}-{identity(listing)[:8]}"
+    folder = paths.data() / f"{name}-{identity(VERSION, listing)[:8]}"
     if not (folder / "meta.json").exists():
         with _preparing(folder) as build:
             clips, unusable = _read_files(root, files, _new_store(build, len(files)))
-            noise = _read_noise(noise_files)
+            noise, no_noise = _read_noise(root, noise_files)
             own_noise = bool(noise)
             noise = noise or synthesis.in_fresh_process(synthesis.noise_recordings, "background")
+            unusable = pd.concat([unusable, no_noise], ignore_index=True)
             _finish(build, clips, noise, unusable, list(clips["clip"]), own_noise)
     corpus = _open(folder, name)
-    if not corpus.is_keyword(keyword).any():
+    if keyword is not None and not corpus.is_keyword(keyword).any():
         raise CorpusError(f"no recording of {keyword!r} in {root} could be read: see {folder / 'unusable.csv'}")
     return corpus
 
@@ -163,12 +195,16 @@ def read_clip(path: Path) -> np.ndarray:
     """Audio of any length and rate as float32 mono at 16 kHz, (samples,).
 
     Raises:
-        CorpusError: unreadable, empty, or all zeros.
+        CorpusError: unreadable, cut off, empty, or all zeros.
     """
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError) as error:
-        raise CorpusError(f"cannot read {path}: {error}") from None
+        with soundfile.SoundFile(path) as file:
+            promised, rate, remarks = file.frames, file.samplerate, file.extra_info
+            samples = file.read(dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError, ValueError) as error:
+        raise CorpusError(f"cannot read {path}: {error} Convert it to WAV or FLAC if it plays elsewhere.") from None
+    if len(samples) < promised or _promised_more(remarks):
+        raise CorpusError(f"{path} is cut off: its header promises more than the {len(samples)} samples there are")
     if len(samples) == 0:
         raise CorpusError(f"{path} holds no samples")
     if not np.isfinite(samples).all():
@@ -179,6 +215,15 @@ def read_clip(path: Path) -> np.ndarray:
     if rate != SAMPLE_RATE:
         mono = signal.resample_poly(mono, SAMPLE_RATE, rate).astype(np.float32)
     return mono
+
+
+def _promised_more(remarks: str) -> bool:
+    """Whether libsndfile remarked that the audio is shorter than its header says.
+
+    A header written to a pipe says 4 GB because the length was not known: that is no loss.
+    """
+    sizes = re.findall(r"(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", remarks)
+    return any(int(there) < int(said) < 2**32 - 1024 for said, there in sizes)
 
 
 def one_second(samples: np.ndarray) -> np.ndarray:
@@ -199,27 +244,78 @@ def to_int16(samples: np.ndarray) -> np.ndarray:
     return np.clip(np.round(samples * 32768), -32768, 32767).astype(np.int16)
 
 
+def _content(row: np.ndarray) -> str:
+    """32 hex digits that two clips share only when all their samples are equal."""
+    return hashlib.sha256(row.tobytes()).hexdigest()[:32]
+
+
+def _word(clip: str) -> str:
+    return clip.partition("/")[0]
+
+
+def _table(clips: list[str], contents: list[str]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {"clip": clips, "word": map(_word, clips), "speaker": map(speaker_of, clips), "content": contents}
+    )
+
+
 def _read_files(root: Path, files: list[Path], store: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Fill the first rows of ``store`` with the readable files; list the others with the reason."""
-    clips, unusable = [], []
+    """Fill the first rows of ``store`` with the usable files; list the others with the reason."""
+    by_content: dict[str, str] = {}
+    names: set[str] = set()
+    contradicted: set[str] = set()
+    left_out: dict[str, str] = {}
+    unreadable = 0
     for file in tqdm(files, desc=f"reading {root.name}", unit="clip"):
-        clip = file.relative_to(root).as_posix()
+        clip = _composed(file.relative_to(root).as_posix())
         try:
-            store[len(clips)] = to_int16(one_second(read_clip(file)))
-            clips.append({"clip": clip, "word": file.parent.name, "speaker": speaker_of(clip)})
-        except CorpusError as error:
-            unusable.append({"clip": clip, "reason": str(error)})
-    if len(unusable) > UNUSABLE_LIMIT * len(files):
+            clip.encode()
+            samples = to_int16(one_second(read_clip(file)))
+        except (CorpusError, UnicodeEncodeError) as error:
+            known = isinstance(error, CorpusError)
+            left_out[clip if known else ascii(clip)] = str(error) if known else "its name is not UTF-8"
+            unreadable += 1
+            continue
+        content = _content(samples)
+        if content in by_content:
+            twin = by_content[content]
+            left_out[clip] = f"the same recording as {twin}"
+            if _word(clip) != _word(twin):  # one of the two words is wrong, nobody knows which
+                left_out[twin] = f"the same recording as {clip}"
+                contradicted.add(content)
+        elif clip in names:
+            left_out[ascii(file.name)] = f"in another spelling of Unicode it is {clip}, which is there already"
+        else:
+            store[len(by_content)] = samples
+            by_content[content] = clip
+            names.add(clip)
+    if unreadable > UNUSABLE_LIMIT * len(files):
         raise CorpusError(
-            f"{len(unusable)} of {len(files)} files in {root} cannot be used, for example: {unusable[0]['reason']}"
+            f"{unreadable} of {len(files)} files in {root} cannot be used, for example: {next(iter(left_out.values()))}"
         )
-    return pd.DataFrame(clips), pd.DataFrame(unusable, columns=["clip", "reason"])
+    kept = [row for row, content in enumerate(by_content) if content not in contradicted]
+    if contradicted:
+        for to, row in enumerate(kept):
+            store[to] = store[row]
+    contents = list(by_content)
+    table = _table([by_content[contents[row]] for row in kept], [contents[row] for row in kept])
+    return table, pd.DataFrame(left_out.items(), columns=["clip", "reason"])
 
 
-def _read_noise(files: list[Path]) -> dict[str, np.ndarray]:
-    """The corpus's own background recordings that are longer than a clip."""
-    noise = {f.stem: to_int16(read_clip(f)) for f in files}
-    return {name: samples for name, samples in noise.items() if len(samples) > CLIP_SAMPLES}
+def _read_noise(root: Path, files: list[Path]) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
+    """The corpus's own background recordings that are longer than a clip, and the files that are not usable."""
+    noise, left_out = {}, {}
+    for file in files:
+        try:
+            samples = to_int16(read_clip(file))
+        except CorpusError as error:
+            left_out[file.relative_to(root).as_posix()] = str(error)
+            continue
+        if len(samples) > CLIP_SAMPLES:
+            noise[file.stem] = samples
+        else:
+            left_out[file.relative_to(root).as_posix()] = "background noise must be longer than a second"
+    return noise, pd.DataFrame(left_out.items(), columns=["clip", "reason"])
 
 
 class _preparing:
@@ -255,10 +351,7 @@ def _finish(
     own_noise: bool = False,
 ) -> None:
     """Write everything but the waveforms, which are there already."""
-    waveforms = np.load(folder / "waveforms.npy", mmap_mode="r")[: len(clips)]
-    digest = hashlib.sha256("\n".join(clips["clip"]).encode())
-    for rows in _blocks(waveforms):
-        digest.update(rows.tobytes())
+    digest = hashlib.sha256("\n".join(clips["clip"] + " " + clips["content"]).encode())
     if own_noise:  # synthesized noise is the same for everybody
         for name, samples in sorted(noise.items()):
             digest.update(name.encode() + samples.tobytes())
@@ -267,10 +360,6 @@ def _finish(
     np.savez(folder / "noise.npz", **noise)
     meta = {"fingerprint": digest.hexdigest(), "planned": planned}
     (folder / "meta.json").write_text(json.dumps(meta))
-
-
-def _blocks(waveforms: np.ndarray, size: int = 1024) -> Iterator[np.ndarray]:
-    return (waveforms[i : i + size] for i in range(0, len(waveforms), size))
 
 
 def _open(folder: Path, name: str) -> Corpus:

@@ -40,7 +40,17 @@ from kwslib import (
     train,
 )
 from kwslib.augment import Augmentation
-from kwslib.config import PROFILES, SPLITS, CRNNConfig, FeatureConfig, Profile, describe, identity, profile
+from kwslib.config import (
+    PROFILES,
+    SPLITS,
+    CRNNConfig,
+    FeatureConfig,
+    Profile,
+    SynthesisConfig,
+    describe,
+    identity,
+    profile,
+)
 from kwslib.losses import Labels
 from kwslib.train import Training
 
@@ -103,14 +113,17 @@ class Study:
     split_name: str
     profile: Profile
     seeds: int
+    synthesis: SynthesisConfig = SynthesisConfig()
+    variant: str = ""
 
     @property
     def name(self) -> str:
-        return paths.study_name(self.corpus_argument, self.keyword, self.split_name)
+        name = paths.study_name(self.corpus_argument, self.keyword, self.split_name)
+        return f"{name}-{self.variant}" if self.variant else name
 
     @cached_property
     def corpus(self) -> corpora.Corpus:
-        return corpora.load(self.corpus_argument, self.keyword, self.profile.name)
+        return corpora.load(self.corpus_argument, self.keyword, self.profile.name, self.synthesis)
 
     @cached_property
     def split(self) -> splits.Split:
@@ -128,7 +141,9 @@ class Study:
 
     def bank(self, augmentation: Augmentation) -> np.ndarray:
         """Augmented log-mels of the training clips, (views, train clips, F, T)."""
-        return augment.bank(self.corpus, self.split.train, self.profile.views, augmentation, FeatureConfig())
+        train = self.split.train
+        others = train[self.labels[train] == 0]
+        return augment.bank(self.corpus, train, others, self.profile.views, augmentation, FeatureConfig())
 
     def summary(self) -> pd.DataFrame:
         """What is studied, as a table."""
@@ -158,6 +173,19 @@ class Study:
                 other runs computed is kept.
         """
         return _run(self, list(experiments))
+
+    def false_accept_rate(self, experiment: str, others: corpora.Corpus) -> pd.Series:
+        """Share of recordings of other words that each seed's model takes for the keyword, by seed.
+
+        Decided at the checkpoint's own threshold, which keeps 99 % of the val keywords. The recordings may
+        be of any corpus: what a detector does among people it was not trained on.
+        """
+        logmels = features.logmels(others)[~others.is_keyword(self.keyword)]
+        rates = {}
+        for seed in range(self.seeds):
+            scores = train.score(self.model(experiment, seed), logmels)
+            rates[seed] = float((scores >= models.read_sidecar(self.checkpoint(experiment, seed))["threshold"]).mean())
+        return pd.Series(rates, name=experiment)
 
     def results(self) -> "Results":
         """Everything this study has records of."""
@@ -198,12 +226,16 @@ def open_study(
     split: str = "speaker",
     profile_name: str = "standard",
     seeds: int = 0,
+    synthesis: SynthesisConfig = SynthesisConfig(),
+    variant: str = "",
 ) -> Study:
     """Check the parameters of a run and open its study; the corpus is prepared when first used.
 
     Args:
-        corpus: ``synthetic`` or a folder ``<root>/<word>/*.{wav,flac}``.
+        corpus: ``synthetic``, a version of Speech Commands, or a folder ``<root>/<word>/*.wav``.
         seeds: runs per experiment; 0 takes the profile's number.
+        synthesis: how the synthetic corpus speaks.
+        variant: added to the study's name, for a side question that keeps its results apart.
 
     Raises:
         ValueError: an unknown profile or split, or a negative number of seeds.
@@ -215,7 +247,9 @@ def open_study(
     if not isinstance(seeds, int) or seeds < 0:
         raise ValueError(f"seeds must be a whole number, 0 for the profile's own, not {seeds!r}")
     keyword = corpora.clean_keyword(str(corpus), str(keyword))
-    study = Study(str(corpus), keyword, split, chosen, seeds or chosen.seeds)
+    study = Study(
+        str(corpus), keyword, split, chosen, seeds or chosen.seeds, synthesis, paths.slug(variant) if variant else ""
+    )
     _refuse_to_overwrite(study)
     return study
 
@@ -455,6 +489,7 @@ def _execute(task: _Task) -> None:
         "keyword": study.keyword,
         "features": describe(FeatureConfig()),
         "model": describe(config),
+        "threshold": _threshold(study, model),
     }
     sidecar = quantize.save(checkpoint, model.cpu(), described)
     written = study.model(experiment.name, task.seed)  # what is scored is what was written
@@ -480,6 +515,15 @@ def _execute(task: _Task) -> None:
     }
     records.write(study.name, record)
     _resume_file(task).unlink(missing_ok=True)
+
+
+KEPT = 0.99  # share of the val keywords that a checkpoint's own threshold accepts
+
+
+def _threshold(study: Study, model: nn.Module) -> float:
+    """The logit above which a clip counts as the keyword, for commands that must decide."""
+    rows = study.split.val[study.labels[study.split.val] == 1]
+    return metrics.threshold_keeping(KEPT, train.score(model.cpu(), study.logmels[rows]))
 
 
 def _trained(task: _Task) -> tuple[nn.Module, list[dict]]:
@@ -553,6 +597,7 @@ def _measure(study: Study, model: nn.Module) -> dict:
         "n_keyword": int(is_keyword.sum()),
         "n_other": int((~is_keyword).sum()),
         "n_speakers": len(np.unique(speakers)),
+        "interval_over": metrics.units(speakers, is_keyword),
         "bootstrap": [float(f"{value:.4g}") for value in replicates],
         "curve": {"fa": fa[corner].tolist(), "fr": fr[corner].tolist()},
     }

@@ -70,6 +70,20 @@ def roc_auc(area: float, is_keyword: np.ndarray) -> float:
     return float(1 - area / (p * (1 - p)))
 
 
+def threshold_keeping(share: float, keyword_scores: np.ndarray) -> float:
+    """The highest threshold at which at least this share of keyword clips is accepted.
+
+    >>> threshold_keeping(0.75, np.array([4.0, 1.0, 2.0, 3.0]))
+    2.0
+    """
+    return float(np.quantile(keyword_scores, 1 - share, method="lower"))
+
+
+def units(speakers: np.ndarray, is_keyword: np.ndarray) -> str:
+    """What an interval can be about: ``speakers``, or ``clips`` when a single one says the keyword."""
+    return "speakers" if len(np.unique(speakers[is_keyword])) > 1 else "clips"
+
+
 def speaker_weights(speakers: np.ndarray, resamples: int, seed: int = 0) -> np.ndarray:
     """How often each clip counts in each bootstrap resample of *speakers*, (resamples, N).
 
@@ -82,8 +96,12 @@ def speaker_weights(speakers: np.ndarray, resamples: int, seed: int = 0) -> np.n
 
 
 def bootstrap(scores: np.ndarray, is_keyword: np.ndarray, speakers: np.ndarray, resamples: int) -> np.ndarray:
-    """AU-FA-FR of each resample of speakers, (resamples,); NaN where a resample has one class only."""
-    weights = speaker_weights(speakers, resamples)
+    """AU-FA-FR of each resample of speakers, (resamples,); NaN where a resample has one class only.
+
+    Where a single speaker says the keyword, clips are drawn: the interval then tells nothing of other people.
+    """
+    drawn = speakers if units(speakers, is_keyword) == "speakers" else np.arange(len(scores))
+    weights = speaker_weights(drawn, resamples)
     both = (weights[:, is_keyword].sum(1) > 0) & (weights[:, ~is_keyword].sum(1) > 0)
     return np.array([au_fa_fr(scores, is_keyword, w) if ok else np.nan for w, ok in zip(weights, both, strict=True)])
 

@@ -142,3 +142,61 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not the weights of a model")
     return state
+
+
+def load_published(path: Path, mel_stride: int | None = None, frame_stride: int = 8) -> CRNN:
+    """A model that others published: a plain state dict with the names of the reports.
+
+    All sizes follow from the shapes, except the strides of the convolution: the frame stride leaves no
+    trace, and several mel strides can give the same number of bins. fp32 or fp16; the counters that thop
+    leaves in a model it measured are dropped. Such models were trained on ``centered`` log-mels.
+
+    Args:
+        mel_stride: needed only where the shapes allow several.
+        frame_stride: in frames of 10 ms; the reports' default is 8.
+
+    Raises:
+        CheckpointError: not a state dict, other names or shapes than the model's, weights that are not
+            numbers, or a mel stride that is ambiguous or does not fit.
+    """
+    state = read_tensors(path)
+    for wrapper in ("state_dict", "model_state_dict", "model"):
+        state = state[wrapper] if isinstance(state.get(wrapper), dict) else state
+    state = {name: t for name, t in state.items() if name.rpartition(".")[2] not in ("total_ops", "total_params")}
+    if not state or not all(isinstance(t, Tensor) for t in state.values()):
+        raise CheckpointError(f"{path} is not a plain state dict: it holds {', '.join(map(str, list(state)[:5]))}")
+    bad = [name for name, t in state.items() if not torch.isfinite(t.float()).all()]
+    if bad:
+        raise CheckpointError(f"{path}: {', '.join(bad)} hold values that are not numbers")
+    try:
+        model = CRNN(_config_of_shapes({name: tuple(t.shape) for name, t in state.items()}, mel_stride, frame_stride))
+        model.load_state_dict(state)
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path} is not a CRNN with the names of the reports: {reason}") from None
+    return model.to(state["conv.0.weight"].dtype).eval()
+
+
+def _config_of_shapes(shapes: dict[str, tuple], mel_stride: int | None, frame_stride: int) -> CRNNConfig:
+    channels, _, kernel_bins, kernel_frames = shapes["conv.0.weight"]
+    hidden = shapes["gru.weight_hh_l0"][1]
+    gates, rest = divmod(shapes["gru.weight_hh_l0"][0], hidden)
+    if gates != 3 or rest:
+        raise ValueError(f"its recurrent layer has {gates} gates, a GRU has 3")
+    bins, rest = divmod(shapes["gru.weight_ih_l0"][1], channels)
+    mels = CRNNConfig.n_mels
+    fitting = [s for s in range(1, mels) if (mels - kernel_bins) // s + 1 == bins and not rest]
+    if mel_stride is not None:
+        fitting = [s for s in fitting if s == mel_stride]
+    if len(fitting) != 1:
+        names = ", ".join(map(str, fitting)) or "none"
+        raise ValueError(f"{bins} bins of {mels} with kernels of {kernel_bins}: the mel strides that fit are {names}")
+    return CRNNConfig(
+        cnn_out_channels=channels,
+        kernel_size=(kernel_bins, kernel_frames),
+        stride=(fitting[0], frame_stride),
+        hidden_size=hidden,
+        gru_num_layers=sum(name.startswith("gru.weight_hh_l") for name in shapes),
+        attention_size=shapes["attention.energy.0.weight"][0],
+        num_classes=shapes["classifier.weight"][0],
+    )

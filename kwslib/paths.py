@@ -48,7 +48,12 @@ def corpus_folder(corpus: str) -> Path:
 
 def data() -> Path:
     """Prepared corpora: waveform stores and log-mels. Safe to delete."""
-    return home() / "data"
+    return home() / "data" / "prepared"
+
+
+def downloads() -> Path:
+    """Datasets as they were published."""
+    return home() / "data" / "downloads"
 
 
 def split_csv(corpus_name: str, split: str) -> Path:

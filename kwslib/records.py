@@ -131,7 +131,7 @@ def interval95(values: np.ndarray) -> tuple[float, float]:
 def summary(records: list[dict], baseline: str = "baseline") -> pd.DataFrame:
     """One row per experiment, means over seeds, intervals over speakers and seeds, ratios to the baseline.
 
-    Columns: ``au_fa_fr, ci95_low, ci95_high, seed_low, seed_high, ratio`` (to the baseline's
+    Columns: ``au_fa_fr, au_fa_fr_val, ci95_low, ci95_high, seed_low, seed_high, ratio`` (to the baseline's
     AU-FA-FR), ``speed_up, compression`` (baseline's MACs and state-dict bytes over these),
     ``control, gain, gain_low, gain_high`` (control's AU-FA-FR minus this one, positive is better,
     with the interval of that difference on the same resampled speakers and seeds), costs, ``seeds, note``.
@@ -145,6 +145,7 @@ def summary(records: list[dict], baseline: str = "baseline") -> pd.DataFrame:
         low, high = interval95(replicates(records, name))
         rows[name] = {
             "au_fa_fr": mean["au_fa_fr"],
+            "au_fa_fr_val": mean["au_fa_fr_val"],
             "ci95_low": low,
             "ci95_high": high,
             "seed_low": runs["au_fa_fr"].min(),

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from kwslib import paths, published, records
 from kwslib.config import PROFILES
 
+APPENDIX = "augmentation_and_transfer"
 NOTEBOOKS = (
     "01_split_and_baseline",
     "02_streaming",
@@ -142,7 +143,9 @@ def write(study: str) -> Path:
         bar=published.BAR,
         figures={svg.stem: _data_uri(svg) for svg in sorted((folder / "figures").glob("*.svg"))},
         notebooks=[
-            name for name in NOTEBOOKS if name == "06_plots" or (folder / "notebooks" / f"{name}.html").exists()
+            name
+            for name in (*NOTEBOOKS, APPENDIX)
+            if name == "06_plots" or (folder / "notebooks" / f"{name}.html").exists()
         ],
         command=command(found[0], int(summary["seeds"].max())),
         area=area,
@@ -202,7 +205,7 @@ def readme_results(study: str, reference: Path) -> str:
     sentences = (
         f"`{study}`: keyword `{first['keyword']}`, test part of {metrics['n_keyword']} keyword clips and "
         f"{metrics['n_other']} others by {metrics['n_speakers']} speakers, mean of {int(summary.seeds.max())} seeds, "
-        "interval over speakers and seeds. Differences from the control beyond their interval: "
+        f"interval over {metrics['interval_over']} and seeds. Differences from the control beyond their interval: "
         f"{', '.join(clear) or 'none'}."
     )
     return f"{sentences}\n\n{markdown(display_table(summary)[README_COLUMNS])}"
@@ -254,7 +257,10 @@ def publish(study: str) -> None:
         shutil.copytree(source / part, target / part)
     for file in ("results.csv", "index.html"):
         shutil.copy(source / file, target / file)
-    for executed in sorted((source / "notebooks").glob("0*.ipynb")):
+    appendix = source / "notebooks" / f"{APPENDIX}.ipynb"
+    if appendix.exists():
+        shutil.copytree(paths.reports(f"{study}-appendix") / "records", target / "appendix-records")
+    for executed in [*sorted((source / "notebooks").glob("0*.ipynb")), *filter(Path.exists, [appendix])]:
         notebook = _without_progress(executed)
         _drop_audio(notebook)
         for part in (notebook, *notebook.cells):

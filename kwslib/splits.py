@@ -1,7 +1,7 @@
 """Which clip is for training, validation and test: recorded in ``data_splits/``, verified at every load.
 
 A split depends on the recorded names alone, never on the order of files or on a random state.
-``speaker``: no speaker in two subsets, about 60/20/20 of the clips.
+``speaker``: no speaker in two subsets, about 60/20/20 of the clips; for Speech Commands the dataset's own rule.
 ``random``: 80/20 by clip and the 20 % serve as val and test, as in the reports.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from kwslib import paths
+from kwslib import paths, speech_commands
 from kwslib.config import SPLITS
 from kwslib.corpora import Corpus, speaker_of
 
@@ -42,8 +42,10 @@ def _rank(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
 
 
-def assign(clips: list[str], split: str) -> pd.DataFrame:
+def assign(clips: list[str], split: str, corpus_name: str = "") -> pd.DataFrame:
     """Make the split: columns ``clip subset``, sorted by clip.
+
+    A corpus that is called like a version of Speech Commands gets that dataset's published subsets.
 
     >>> names = [f"go/s{i}_nohash_0.wav" for i in range(10)]
     >>> sorted(assign(names, "speaker")["subset"])
@@ -55,6 +57,9 @@ def assign(clips: list[str], split: str) -> pd.DataFrame:
     if split == "random":
         order = table["clip"].map(_rank).rank(method="first") - 1
         table["subset"] = np.where(order < round(0.8 * len(table)), "train", "test")
+        return table
+    if corpus_name in speech_commands.ARCHIVES:
+        table["subset"] = table["clip"].map(speech_commands.subset_of)
         return table
     speaker = table["clip"].map(speaker_of)
     counts = speaker.value_counts()
@@ -76,7 +81,7 @@ def load(corpus: Corpus, keyword: str, split: str) -> Split:
     """
     path = paths.split_csv(corpus.name, split)
     if not path.exists():
-        table = assign(corpus.planned, split)
+        table = assign(corpus.planned, split, corpus.name)
         text = table.to_csv(index=False)
         paths.write_atomically(path, text)
         meta = {"corpus": corpus.name, "split": split, "clips": len(table), "sha256": _digest(text)}
@@ -115,13 +120,14 @@ def _verified(corpus: Corpus, keyword: str, split: str) -> Split:
             raise SplitError(f"speaker {shared.idxmax()!r} is in two subsets of {path}: {again}")
     train, val, test = (np.flatnonzero(rows == name) for name in SHARES)
     result = Split(split, train, test if split == "random" else val, test, recorded)
-    keyword_speakers = corpus.clips["speaker"].where(corpus.is_keyword(keyword))
+    who = "speakers" if split == "speaker" else "clips"  # a split by clip works with one speaker, too
+    keyword_clips = corpus.clips["speaker" if split == "speaker" else "clip"].where(corpus.is_keyword(keyword))
     for name in SHARES:
-        found = keyword_speakers.iloc[result.subset(name)].nunique()
+        found = keyword_clips.iloc[result.subset(name)].nunique()
         if found < 2:
             raise SplitError(
-                f"the {name} part of {path} has {found} speakers of {keyword!r}, at least 2 are needed: "
-                + ("record more speakers, or use SPLIT=random" if split == "speaker" else "record more speakers")
+                f"the {name} part of {path} has {found} {who} of {keyword!r}, at least 2 are needed: "
+                + ("record more speakers, or use SPLIT=random" if split == "speaker" else "record more")
             )
     return result
 
@@ -142,16 +148,30 @@ def counts(corpus: Corpus, split: Split, keyword: str) -> pd.DataFrame:
 
 
 def leaks(corpus: Corpus, split: Split) -> pd.DataFrame:
-    """What two subsets share: identical recordings (by content) and speakers; and what that means."""
-    content = np.array([hashlib.sha256(row.tobytes()).hexdigest() for row in corpus.waveforms])
-    speaker = corpus.clips["speaker"].to_numpy()
+    """What two subsets share: identical recordings (by content), speakers, and the share of clips by them."""
+    content, speaker = corpus.clips["content"].to_numpy(), corpus.clips["speaker"].to_numpy()
     rows = {}
     for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
         first, second = split.subset(a), split.subset(b)
-        known = np.isin(speaker[second], speaker[first])
         rows[f"{a} / {b}"] = {
             "identical recordings": int(np.isin(content[second], content[first]).sum()),
             "shared speakers": len(np.intersect1d(speaker[first], speaker[second])),
-            "clips of known speakers": f"{known.mean():.1%}",
+            "clips of known speakers": float(np.isin(speaker[second], speaker[first]).mean()),
         }
-    return pd.DataFrame(rows).T
+    return pd.DataFrame(rows).T.astype({"identical recordings": int, "shared speakers": int})
+
+
+def meaning_of_leaks(corpus: Corpus, split: Split) -> str:
+    """One sentence: what the test part of this split can tell, and what not."""
+    known = leaks(corpus, split).loc["train / test", "clips of known speakers"]
+    if corpus.clips["speaker"].is_unique:
+        return (
+            "**The file names tell no speakers** (what stands before the first `_` differs in every name), so the same "
+            "person may be in all parts: the results say how the model does on people it knows."
+        )
+    if known == 0:
+        return "No test speaker was heard in training: the results say how the model does on people it has never heard."
+    return (
+        f"**{known:.1%} of the test clips are by speakers who also speak in training**: the results say how the model "
+        "does on people it knows, and flatter it for everybody else."
+    )

@@ -10,16 +10,21 @@ import ctypes
 import hashlib
 import multiprocessing
 import os
+import re
+import sys
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 from scipy import signal
 from tqdm.auto import tqdm
 
-from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE
+from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, SynthesisConfig, identity
 
-VERSION = 1  # raise it when the same plan would sound different
+VERSION = 2  # raise it when the same plan would sound different
 N_PARTS = 8  # fixed: it decides which utterances share a process
 
 # The 30 words of Speech Commands v0.01 (Warden 2018, arXiv:1804.03209).
@@ -30,7 +35,7 @@ WORDS = (
 
 # Ordinary words among which the near-misses of a keyword are looked for.
 NEIGHBOURS = (
-    "shield sheep shelly shelter she shila leela tequila shiny shower chill shoulder feeler healer dealer steal "
+    "shield sheep shelly shelter she leela tequila shiny shower chill shoulder feeler healer dealer steal "
     "martin margin carving starving marble melvin garden service certain even heaven eleven savage severed lemon "
     "haven river clever letter better water cellar seller color caller tailor sailor ruler loyal royal table cable "
     "label paper pepper copper happen open often coffee toffee hello yellow fellow follow hollow mellow pillow "
@@ -45,24 +50,23 @@ NEIGHBOURS = (
 
 ACCENTS = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029", "en-us-nyc")
 
-# How hard the corpus is. The range of signal-to-noise ratios decides most of it.
-SNR_DB = (20.0, 40.0)
-ROOM_SHARE = 0.5
-RT60_S = (0.1, 0.6)
+NOT_HUMAN = re.compile("whisper|[Rr]obo|Demonic|Storm|Tweaky|croak")
+
+# What a word is cut out of, so that its ends sound of its neighbours.
+CARRIERS = ("say {} again", "the {} now", "and {} too", "my {} is here", "one {} more", "so {} please", "a {} or two")
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """One clip to be spoken: who says what, the how-manieth time."""
+    """One clip to be spoken: who says what."""
 
     speaker: str
     word: str
-    take: int
 
     @property
     def clip(self) -> str:
-        """Name of the clip, in the manner of Speech Commands: ``word/speaker_nohash_take.wav``."""
-        return f"{self.word}/{self.speaker}_nohash_{self.take}.wav"
+        """Name of the clip, in the manner of Speech Commands: ``word/voice_accent.wav``."""
+        return f"{self.word}/{self.speaker}.wav"
 
     def rng(self, purpose: str) -> np.random.Generator:
         """Random numbers of this clip alone, whatever else is in the corpus."""
@@ -74,11 +78,27 @@ def _rng(*names: str) -> np.random.Generator:
     return np.random.default_rng(np.frombuffer(digest[:16], np.uint32))
 
 
+class _Event(ctypes.Structure):
+    """espeak_EVENT of speak_lib.h: where in the audio a word of the text begins."""
+
+    _fields_ = [
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position_ms", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("id", ctypes.c_char * 8),
+    ]
+
+
 class Espeak:
     """The synthesizer of this process. It keeps state between utterances: mind the order."""
 
     SYNCHRONOUS, UTF8 = 2, 1
     RATE, PITCH, RANGE = 1, 3, 4
+    WORD_EVENT = 1
 
     def __init__(self):
         import espeakng_loader
@@ -91,30 +111,66 @@ class Espeak:
         self._library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # else the clock: some voices contain noise
         self._library.espeak_TextToPhonemes.restype = ctypes.c_char_p
         self._heard: list[np.ndarray] = []
-        callback_type = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+        self._words: dict[int, int] = {}  # position in the text, from 0 -> sample where the word begins
+        callback_type = ctypes.CFUNCTYPE(
+            ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
+        )
         self._callback = callback_type(self._hear)  # kept alive: C holds a pointer to it
         self._library.espeak_SetSynthCallback(self._callback)
 
-    def _hear(self, samples, count, _events) -> int:
+    def _hear(self, samples, count, events) -> int:
         if samples and count > 0:
             self._heard.append(np.ctypeslib.as_array(samples, (count,)).copy())
+        i = 0
+        while events[i].type:  # a zero ends the list
+            if events[i].type == self.WORD_EVENT:
+                self._words[events[i].text_position - 1] = events[i].sample
+            i += 1
         return 0
 
     def voice(self, name: str) -> None:
         if self._library.espeak_SetVoiceByName(name.encode()) != 0:
             raise RuntimeError(f"eSpeak NG has no voice {name!r}")
 
-    def say(self, text: str, rate: int, pitch: int, pitch_range: int) -> np.ndarray:
-        """Speech as float32 in [-1, 1] at 16 kHz, silence at both ends removed."""
+    def say(self, text: str, rate: int, pitch: int, pitch_range: int, vocal_tract: float = 1.0) -> np.ndarray:
+        """Speech as float32 in [-1, 1] at 16 kHz, silence at both ends removed.
+
+        A vocal tract of 1.1 raises formants and pitch by 10 % and is as much quicker.
+        """
+        return _without_silence(self._speech(text, rate, pitch, pitch_range, vocal_tract)[0])
+
+    def say_within(self, carrier: str, word: str, margin_s: float, *voice) -> np.ndarray:
+        """A word cut out of a phrase, with ``margin_s`` of its neighbours; arguments of ``say`` follow.
+
+        ``carrier`` holds ``{}`` where the word goes.
+        """
+        before = carrier.index("{}")
+        speech, starts = self._speech(carrier.format(word), *voice)
+        begin = starts.get(before)
+        after = [start for position, start in starts.items() if position > before + len(word) - 1]
+        if begin is None or not after:  # eSpeak NG ran the word and its neighbour into one
+            return self.say(word, *voice)
+        margin = int(margin_s * SAMPLE_RATE)
+        cut = speech[max(begin - margin, 0) : min(after) + margin].copy()
+        fade = np.linspace(0, 1, 80, dtype=np.float32)  # 5 ms against a click
+        cut[:80] *= fade
+        cut[-80:] *= fade[::-1]
+        return _without_silence(cut)
+
+    def _speech(
+        self, text: str, rate: int, pitch: int, pitch_range: int, vocal_tract: float = 1.0
+    ) -> tuple[np.ndarray, dict[int, int]]:
+        """Samples at 16 kHz, and for each word its position in the text and where it begins."""
         for parameter, value in ((self.RATE, rate), (self.PITCH, pitch), (self.RANGE, pitch_range)):
             self._library.espeak_SetParameter(parameter, int(value), 0)
         self._heard.clear()
+        self._words.clear()
         encoded = text.encode()
         self._library.espeak_Synth(encoded, len(encoded) + 1, 0, 1, 0, self.UTF8, None, None)
         samples = np.concatenate(self._heard).astype(np.float32) / 32768
-        samples = signal.resample_poly(samples, SAMPLE_RATE, self.sample_rate).astype(np.float32)
-        loud = np.flatnonzero(np.abs(samples) > 0.02 * np.abs(samples).max())
-        return samples[loud[0] : loud[-1] + 1] if len(loud) else samples[:0]
+        up, down = SAMPLE_RATE // 50, round(self.sample_rate * vocal_tract / 50)
+        starts = {position: start * up // down for position, start in self._words.items()}
+        return signal.resample_poly(samples, up, down).astype(np.float32), starts
 
     def phonemes(self, text: str) -> str:
         """International phonetic letters of a word, without stress marks."""
@@ -122,6 +178,11 @@ class Espeak:
         pointer = ctypes.c_char_p(text.encode())
         ipa = self._library.espeak_TextToPhonemes(ctypes.byref(pointer), self.UTF8, 0x02).decode()
         return "".join(letter for letter in ipa if letter not in "ˈˌ ")
+
+
+def _without_silence(samples: np.ndarray) -> np.ndarray:
+    loud = np.flatnonzero(np.abs(samples) > 0.02 * np.abs(samples).max())
+    return samples[loud[0] : loud[-1] + 1] if len(loud) else samples[:0]
 
 
 def edit_distance(a: str, b: str) -> int:
@@ -138,71 +199,91 @@ def edit_distance(a: str, b: str) -> int:
     return row[-1]
 
 
-def near_misses(keyword: str, words: list[str], count: int = 6) -> list[str]:
-    """The ordinary words that sound most like the keyword, nearest first (by phonemes)."""
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the synthetic speakers say: the keyword, its near-misses, and a pool of other words."""
+
+    keyword: str
+    near_misses: list[str]
+    others: list[str]
+
+
+def vocabulary(keyword: str, config: SynthesisConfig) -> Vocabulary:
+    """The words for a keyword. Near-misses sound most like it (by phonemes) without sounding the same.
+
+    Raises:
+        ValueError: eSpeak NG has no sounds for the keyword.
+    """
     espeak = Espeak()
     sound = espeak.phonemes(keyword)
     if not sound:
         raise ValueError(f"eSpeak NG cannot speak the keyword {keyword!r}: give a word in letters")
-    candidates = {w: espeak.phonemes(w) for w in NEIGHBOURS if w not in words}
-    different = [w for w, ipa in candidates.items() if ipa != sound]
-    return sorted(different, key=lambda w: (edit_distance(sound, candidates[w]) / max(len(candidates[w]), 3), w))[
-        :count
-    ]
+    candidates = {word: espeak.phonemes(word) for word in NEIGHBOURS if word not in WORDS}
+    different = [word for word, ipa in candidates.items() if ipa != sound]
+    ranked = sorted(different, key=lambda w: (edit_distance(sound, candidates[w]) / max(len(candidates[w]), 3), w))
+    core = [word for word in WORDS if word != keyword]
+    near, far = ranked[: config.near_misses], sorted(ranked[config.near_misses :], key=identity)
+    return Vocabulary(keyword, near, sorted([*core, *far][: config.vocabulary]))
 
 
 def voice_variants() -> list[str]:
-    """eSpeak NG's voice variants, in a fixed shuffled order."""
+    """eSpeak NG's voice variants without whispers, robots and effects, in a fixed shuffled order."""
     import espeakng_loader
 
     names = sorted(os.listdir(os.path.join(espeakng_loader.get_data_path(), "voices", "!v")))
+    names = [name for name in names if not NOT_HUMAN.search(name)]
     return [names[i] for i in _rng("variants").permutation(len(names))]
 
 
 def speakers(count: int) -> dict[str, str]:
-    """Speaker name -> eSpeak voice, for ``count`` pairs of accent and voice variant.
+    """``voice_accent`` -> the name eSpeak NG knows it by, for ``count`` pairs of voice variant and accent.
 
-    Every variant is used once before any is used again with another accent.
+    The voice is the speaker (the name before ``_``): however many accents it speaks with, a split by
+    speaker keeps them together. Every voice is used once before any is used with another accent.
     """
     variants = voice_variants()
     limit = len(variants) * len(ACCENTS)
     if count > limit:
-        raise ValueError(f"eSpeak NG offers {limit} speakers, {count} were asked for")
+        raise ValueError(f"eSpeak NG offers {limit} pairs of voice and accent, {count} were asked for")
     pairs = [(ACCENTS[(i + i // len(variants)) % len(ACCENTS)], variants[i % len(variants)]) for i in range(count)]
-    return {f"{accent}-{variant.replace(' ', '')}": f"{accent}+{variant}" for accent, variant in pairs}
+    return {f"{re.sub('[^A-Za-z0-9]', '-', variant)}_{accent}": f"{accent}+{variant}" for accent, variant in pairs}
 
 
-def plan(voices: dict[str, str], words: list[str], takes: int = 2) -> list[list[Utterance]]:
-    """What each part of the corpus says, in order."""
+def plan(voices: dict[str, str], words: Vocabulary, config: SynthesisConfig) -> list[list[Utterance]]:
+    """What each part of the corpus says, in order: keyword, near-misses, and other words by lot, once each."""
     parts: list[list[Utterance]] = [[] for _ in range(N_PARTS)]
     for index, speaker in enumerate(voices):
-        parts[index % N_PARTS] += [Utterance(speaker, word, take) for word in words for take in range(takes)]
+        others = _rng("others", speaker).choice(words.others, config.other_words, replace=False).tolist()
+        said = (words.keyword, *words.near_misses, *others)
+        parts[index % N_PARTS] += [Utterance(speaker, word) for word in said]
     return parts
 
 
-def speak(espeak: Espeak, voice: str, utterance: Utterance) -> np.ndarray:
+def speak(espeak: Espeak, voice: str, utterance: Utterance, config: SynthesisConfig) -> np.ndarray:
     """One word as this speaker says it: habits of the speaker, mood of the moment."""
     habit, mood = _rng("habit", utterance.speaker), utterance.rng("mood")
-    rate = habit.uniform(110, 180) * mood.uniform(0.9, 1.15)
-    pitch = habit.uniform(25, 75) + mood.uniform(-10, 10)
-    pitch_range = habit.uniform(20, 80) + mood.uniform(-15, 15)
+    rate = habit.uniform(*config.rate_wpm) * mood.uniform(0.85, 1.2)
+    pitch = np.clip(habit.uniform(*config.pitch) + mood.uniform(-10, 10), 0, 100)
+    pitch_range = np.clip(habit.uniform(*config.pitch_range) + mood.uniform(-15, 15), 0, 100)
+    sound = (rate, pitch, pitch_range, habit.uniform(*config.vocal_tract))
     espeak.voice(voice)
-    return espeak.say(utterance.word, rate, pitch, pitch_range)
+    if mood.random() < config.carrier_share:
+        return espeak.say_within(mood.choice(CARRIERS), utterance.word, mood.uniform(0, 0.04), *sound)
+    return espeak.say(utterance.word, *sound)
 
 
-def in_a_room(speech: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def in_a_room(speech: np.ndarray, rt60_s: float, rng: np.random.Generator) -> np.ndarray:
     """Add the reverberation of a small room: decaying noise after the direct sound."""
-    rt60_s = rng.uniform(*RT60_S)
     n = int(rt60_s * SAMPLE_RATE)
     tail = rng.standard_normal(n) * 10 ** (-3 * np.arange(n) / n) * rng.uniform(0.01, 0.08)
     tail[0] = 1.0
     return signal.oaconvolve(speech, tail)[: len(speech) + n // 3].astype(np.float32)
 
 
-def place(speech: np.ndarray, noise: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def place(speech: np.ndarray, noise: np.ndarray, rng: np.random.Generator, config: SynthesisConfig) -> np.ndarray:
     """A one-second clip: the word somewhere in it, tilted, over noise, at some level. int16."""
-    if rng.random() < ROOM_SHARE:
-        speech = in_a_room(speech, rng)
+    if rng.random() < config.room_share:
+        speech = in_a_room(speech, rng.uniform(*config.rt60_s), rng)
     speech = speech[:CLIP_SAMPLES]
     speech = signal.lfilter([1, rng.uniform(-0.6, 0.6)], [1], speech)
     start = rng.integers(0, CLIP_SAMPLES - len(speech) + 1)
@@ -212,7 +293,7 @@ def place(speech: np.ndarray, noise: np.ndarray, rng: np.random.Generator) -> np
     begin = rng.integers(0, len(kind) - CLIP_SAMPLES)
     background = kind[begin : begin + CLIP_SAMPLES] / 32768
     level = np.sqrt(np.mean(speech**2) / max(np.mean(background**2), 1e-12))
-    clip += background * level * 10 ** (-rng.uniform(*SNR_DB) / 20)
+    clip += background * level * 10 ** (-rng.uniform(*config.snr_db) / 20)
     clip *= 10 ** (-rng.uniform(1, 20) / 20) / np.abs(clip).max()
     return np.round(clip * 32767).astype(np.int16)
 
@@ -249,43 +330,55 @@ def _talker(espeak: Espeak, voices: list[str], rng: np.random.Generator, n: int)
     return np.concatenate(spoken)[:n]
 
 
-def _speak_part(part: list[Utterance], voices: dict[str, str], noise: np.ndarray) -> np.ndarray:
+def _speak_part(
+    part: list[Utterance], voices: dict[str, str], noise: np.ndarray, config: SynthesisConfig
+) -> np.ndarray:
     espeak = Espeak()
-    clips = [place(speak(espeak, voices[u.speaker], u), noise, u.rng("place")) for u in part]
+    clips = [place(speak(espeak, voices[u.speaker], u, config), noise, u.rng("place"), config) for u in part]
     return np.stack(clips) if clips else np.zeros((0, CLIP_SAMPLES), np.int16)
 
 
-def make_corpus(n_speakers: int, words: list[str], waveforms_for) -> tuple[list[Utterance], dict[str, np.ndarray]]:
+def make_corpus(
+    parts: list[list[Utterance]], voices: dict[str, str], config: SynthesisConfig, waveforms: np.ndarray
+) -> dict[str, np.ndarray]:
     """Speak the whole corpus, one fresh process for each part, as many at a time as there are cores.
 
     Args:
-        n_speakers: pairs of accent and voice variant.
-        words: what every one of them says, twice.
-        waveforms_for: called with the number of clips, returns the int16 array (clips, samples)
-            to fill, so that the caller decides whether it lives in memory or in a file.
+        parts: what is said, see ``plan``.
+        voices: see ``speakers``.
+        waveforms: int16 (clips, samples) to fill in the order of the parts, in memory or in a file.
 
     Returns:
-        The utterances in row order, and the background noise recordings by name.
+        The background noise recordings by name.
     """
-    voices = speakers(n_speakers)
-    parts = plan(voices, words)
-    waveforms = waveforms_for(sum(map(len, parts)))
     with _fresh_processes() as pool:
         mixed_in, background = pool.map(noise_recordings, ("clips", "background"))
         noise = np.stack(list(mixed_in.values()))
         starts = np.cumsum([0, *map(len, parts)])
-        tasks = {pool.submit(_speak_part, part, voices, noise): i for i, part in enumerate(parts)}
+        tasks = {pool.submit(_speak_part, part, voices, noise, config): i for i, part in enumerate(parts)}
         with tqdm(total=starts[-1], desc="synthesizing clips", unit="clip") as bar:
             for done in as_completed(tasks):
                 i = tasks[done]
                 waveforms[starts[i] : starts[i + 1]] = done.result()
                 bar.update(len(parts[i]))
-    return [u for part in parts for u in part], background
+    return background
 
 
-def _fresh_processes() -> ProcessPoolExecutor:
-    """Workers that each do one task and end, so that eSpeak NG is always as if just started."""
-    return ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"), max_tasks_per_child=1)
+@contextmanager
+def _fresh_processes() -> Iterator[ProcessPoolExecutor]:
+    """Workers that each do one task and end, so that eSpeak NG is always as if just started.
+
+    They need this room, not the program that asked: importing that again, with torch and all, would
+    take longer than speaking, and a script would have to guard against running twice.
+    """
+    program = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(os.cpu_count(), spawn, max_tasks_per_child=1) as pool:
+            yield pool
+    finally:
+        sys.modules["__main__"] = program
 
 
 def in_fresh_process(function, *arguments):

@@ -1,15 +1,19 @@
 import json
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import soundfile
+import torch
+import torchaudio
 
-from kwslib import corpora, features, train
+from kwslib import corpora, features, metrics, train
 from kwslib.cli import main
 from kwslib.config import CRNNConfig
 from kwslib.experiments import Experiment, open_study
+from kwslib.models import CRNN
 from kwslib.train import Training
 
 
@@ -83,13 +87,16 @@ def test_stream(trained, tmp_path, capsys):
         (["stream", "--checkpoint", "GOOD", "--wav", "none.wav"], "cannot read none.wav"),
         (["evaluate", "--checkpoint", "GOOD", "--corpus", "none", "--keyword", "go"], "no corpus at"),
         (["evaluate", "--checkpoint", "GOOD", "--corpus", "FOLDER", "--keyword", "xyz"], "'xyz' is not in"),
+        (["evaluate", "--checkpoint", "PLAIN", "--corpus", "FOLDER"], "does not say its keyword"),
+        (["corpus", "none"], "no corpus at"),
         (["study", "--profile", "fast"], "unknown profile 'fast'"),
         (["study", "--corpus", "/none"], "no corpus at /none"),
         (["table", "nothing"], "no records in"),
     ],
 )
-def test_bad_input_exits_with_2_and_one_sentence(trained, folder, capsys, arguments, message):
-    places = {"GOOD": str(trained.checkpoint("baseline")), "FOLDER": str(folder)}
+def test_bad_input_exits_with_2_and_one_sentence(trained, folder, tmp_path, capsys, arguments, message):
+    torch.save(CRNN(CRNNConfig(2, hidden_size=6)).state_dict(), tmp_path / "plain.pt")
+    places = {"GOOD": str(trained.checkpoint("baseline")), "FOLDER": str(folder), "PLAIN": str(tmp_path / "plain.pt")}
     assert main([places.get(a, a) for a in arguments]) == 2
     error = capsys.readouterr().err
     last = error.strip().splitlines()[-1]
@@ -104,13 +111,58 @@ def test_a_reader_that_has_seen_enough_is_no_error(trained, folder):
         assert (process.stderr.read(), process.wait(60)) == (b"", 0)
 
 
-def test_one_speaker_has_no_interval_over_speakers(trained, folder, capsys):
+def test_of_one_speaker_the_interval_is_over_clips(trained, folder, capsys):
     for file in folder.glob("*/s*"):
         if not file.name.startswith("s00"):
             file.unlink()
     checkpoint = trained.checkpoint("baseline")
     out = run(capsys, "evaluate", "--checkpoint", checkpoint, "--corpus", folder, "--keyword", "go", "--json")
-    assert json.loads(out)["au_fa_fr_ci95"] is None
+    assert json.loads(out)["interval_over"] == "clips"
+
+
+def test_recordings_without_the_keyword_give_a_false_accept_rate(trained, folder, capsys):
+    shutil.rmtree(folder / "go")
+    checkpoint = trained.checkpoint("baseline")
+    values = json.loads(run(capsys, "evaluate", "--checkpoint", checkpoint, "--corpus", folder, "--json"))
+    assert set(values) == {"n_keyword", "n_other", "threshold", "fa_rate"}
+    assert (values["n_keyword"], values["n_other"]) == (0, 48)
+    assert values["threshold"] == json.loads(checkpoint.with_suffix(".json").read_text())["threshold"]
+    corpus = corpora.load(str(folder), None)
+    scores = train.score(trained.model("baseline"), features.logmels(corpus))
+    assert values["fa_rate"] == np.mean([score >= values["threshold"] for score in scores])
+
+
+def test_the_threshold_of_a_checkpoint_keeps_99_percent_of_the_val_keywords(trained):
+    rows = trained.split.val[trained.labels[trained.split.val] == 1]
+    scores = train.score(trained.model("baseline"), trained.logmels[rows])
+    threshold = json.loads(trained.checkpoint("baseline").with_suffix(".json").read_text())["threshold"]
+    assert np.mean(scores >= threshold) >= 0.99 and threshold == scores.min()
+
+
+def test_corpus(folder, capsys):
+    (folder / "go" / "s01_nohash_9.wav").write_bytes(b"not audio")
+    values = json.loads(run(capsys, "corpus", folder, "--json"))
+    assert (values["clips"], values["words"], values["speakers"], values["files left out"]) == (72, 3, 12, 1)
+    assert values["hours"] == 0.02 and len(values["fingerprint"]) == 64
+    assert values["left_out"][0]["clip"] == "go/s01_nohash_9.wav"
+    text = run(capsys, "corpus", folder)
+    assert "clips           72" in text and "left out: go/s01_nohash_9.wav: cannot read" in text
+
+
+def test_a_published_state_dict_is_scored_with_centered_framing(folder, tmp_path, capsys):
+    torch.manual_seed(0)
+    model = CRNN(CRNNConfig(2, hidden_size=6)).eval()
+    torch.save(model.state_dict(), tmp_path / "theirs.pt")
+    out = run(capsys, "evaluate", "--checkpoint", tmp_path / "theirs.pt", "--corpus", folder, "--keyword", "go",
+              "--json")  # fmt: skip
+    corpus = corpora.load(str(folder), "go")
+    mel = torchaudio.transforms.MelSpectrogram(16_000, n_fft=400, win_length=400, hop_length=160, n_mels=40)
+    logmels = torch.log(mel(features.from_int16(corpus.waveforms)).clamp(1e-9, 1e9))
+    expected = metrics.au_fa_fr(train.score(model, logmels.numpy()), corpus.is_keyword("go"))
+    assert json.loads(out)["au_fa_fr"] == pytest.approx(expected, rel=1e-9)
+    assert json.loads(run(capsys, "cost", "--checkpoint", tmp_path / "theirs.pt", "--json"))["params"] == sum(
+        p.numel() for p in model.parameters()
+    )
 
 
 def test_python_m_kwslib_is_the_same_program():

@@ -1,3 +1,4 @@
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -14,7 +15,8 @@ def test_a_folder_becomes_a_table_and_an_array(folder):
     corpus = corpora.load(str(folder), "go")
     assert corpus.name == "tones"
     assert len(corpus.clips) == len(corpus.waveforms) == 72
-    assert corpus.clips.iloc[0].to_dict() == {"clip": "go/s00_nohash_0.wav", "word": "go", "speaker": "s00"}
+    first = corpus.clips.iloc[0]
+    assert first[["clip", "word", "speaker"]].to_list() == ["go/s00_nohash_0.wav", "go", "s00"]
     assert set(corpus.clips["word"]) == {"go", "stop", "zoom in"}
     assert corpus.is_keyword("zoom in").sum() == 24
     original, _ = soundfile.read(folder / "go" / "s00_nohash_0.wav", dtype="int16")
@@ -82,6 +84,104 @@ def test_bad_arguments_get_one_sentence(folder, tmp_path, corpus, keyword, messa
     where = {"FOLDER": str(folder), "EMPTY": str(tmp_path / "empty")}.get(corpus, corpus)
     with pytest.raises(CorpusError, match=message):
         corpora.load(where, keyword)
+
+
+def sine(seconds: float, rate: int, hertz: float = 440.0) -> np.ndarray:
+    return 0.25 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "rate", "options", "accuracy"),
+    [
+        ("wav", 8_000, {}, 1e-3),
+        ("wav", 48_000, {"subtype": "FLOAT"}, 1e-3),
+        ("wav", 16_000, {"subtype": "PCM_U8"}, 0.01),
+        ("wav", 22_050, {"subtype": "PCM_24"}, 1e-3),
+        ("wav", 16_000, {"subtype": "ULAW"}, 0.02),
+        ("aiff", 44_100, {}, 1e-3),
+        ("flac", 16_000, {}, 1e-3),
+        ("ogg", 44_100, {}, 0.05),
+        ("mp3", 44_100, {}, 0.05),
+        ("opus", 48_000, {"format": "OGG", "subtype": "OPUS"}, 0.05),
+    ],
+)
+def test_many_formats_become_mono_16k(tmp_path, suffix, rate, options, accuracy):
+    file = tmp_path / f"a.{suffix}"
+    soundfile.write(file, sine(1.0, rate), rate, **options)
+    samples = corpora.read_clip(file)
+    assert abs(len(samples) - SAMPLE_RATE) <= 0.1 * SAMPLE_RATE  # MP3 adds some at its ends
+    assert file.suffix in corpora.AUDIO
+    middle = samples[4_000:12_000].astype(float)
+    spectrum = np.abs(np.fft.rfft(middle * np.hanning(len(middle)), 16_000))
+    assert spectrum.argmax() == pytest.approx(440, abs=2)
+    assert np.abs(middle).max() == pytest.approx(0.25, abs=accuracy)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3", "aiff", "au", "caf"])
+def test_a_recording_that_was_cut_off_is_not_taken_for_a_short_one(tmp_path, suffix):
+    file = tmp_path / f"a.{suffix}"
+    soundfile.write(file, np.random.default_rng(0).uniform(-0.5, 0.5, SAMPLE_RATE), SAMPLE_RATE)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CorpusError, match="cut off|cannot read|no samples"):
+        corpora.read_clip(file)
+
+
+def test_a_header_that_did_not_know_its_length_is_no_loss(tmp_path):
+    """Programs that write a WAV to a pipe put 4 GB where the length goes."""
+    soundfile.write(tmp_path / "a.wav", sine(1.0, SAMPLE_RATE), SAMPLE_RATE)
+    content = (tmp_path / "a.wav").read_bytes()
+    assert content[36:40] == b"data"
+    (tmp_path / "a.wav").write_bytes(content[:4] + b"\xff" * 4 + content[8:40] + b"\xff" * 4 + content[44:])
+    assert len(corpora.read_clip(tmp_path / "a.wav")) == SAMPLE_RATE
+
+
+def test_a_messy_folder_is_read_and_what_is_left_out_is_listed(folder):
+    """Names with blanks and other letters, formats side by side, copies, hidden and foreign files."""
+    rng = np.random.default_rng(5)
+    (folder / "été").mkdir()
+    for i in range(3):
+        soundfile.write(folder / "été" / f"zoë {i}_1.wav", rng.uniform(-0.1, 0.1, 5_000), SAMPLE_RATE)
+    twin = (folder / "été" / "zoë 0_1.wav").read_bytes()
+    (folder / "été" / "copy_1.wav").write_bytes(twin)
+    (folder / "été" / "also_1.wav").write_bytes((folder / "été" / "zoë 1_1.wav").read_bytes())
+    (folder / "go" / "copy_1.wav").write_bytes(twin)
+    (folder / "go" / "._s00_nohash_0.wav").write_bytes(b"resource fork")
+    (folder / "go" / "notes.txt").write_text("not audio, not missed")
+    (folder / "go" / "phone_1.m4a").write_bytes(b"\0\0\0 ftypM4A ")
+    (folder / "go" / "deep").mkdir()
+    soundfile.write(folder / "_background_noise_" / "blip.wav", rng.uniform(-0.1, 0.1, 800), SAMPLE_RATE)
+    corpus = corpora.load(str(folder), "été")
+    assert list(corpus.clips["clip"][corpus.is_keyword("été")]) == ["été/also_1.wav", "été/zoë 2_1.wav"]
+    first, _ = soundfile.read(folder / "stop" / "s00_nohash_0.wav", dtype="int16")
+    row = corpus.clips.index[corpus.clips["clip"] == "stop/s00_nohash_0.wav"][0]
+    assert (corpus.waveforms[row][: len(first)] == first).all()  # rows still fit their names
+    left_out = dict(corpus.unusable.to_numpy())
+    assert left_out.pop("_background_noise_/blip.wav") == "background noise must be longer than a second"
+    assert "cannot read" in left_out.pop("go/phone_1.m4a")
+    assert left_out.pop("été/zoë 1_1.wav") == "the same recording as été/also_1.wav"
+    for copy in ("été/zoë 0_1.wav", "été/copy_1.wav", "go/copy_1.wav"):  # under two words: which one is right?
+        assert "the same recording as" in left_out.pop(copy)
+    assert not left_out
+
+
+def test_letters_with_accents_are_the_same_however_a_system_writes_them(folder):
+    composed, decomposed = "\u00e9t\u00e9", "e\u0301te\u0301"
+    (folder / "go").rename(folder / decomposed)
+    corpus = corpora.load(str(folder), composed)
+    assert corpus.is_keyword(composed).sum() == corpus.is_keyword(decomposed).sum() == 24
+    assert paths.study_name("tones", composed, "speaker") == "tones-\u00e9t\u00e9-speaker"
+
+
+def test_a_name_that_is_not_unicode_is_left_out(folder):
+    try:
+        copy = os.path.join(os.fsencode(folder), b"go", b"s01\xff_nohash_9.wav")
+        with open(copy, "wb") as file:
+            file.write((folder / "go" / "s01_nohash_0.wav").read_bytes())
+    except OSError:
+        pytest.skip("this file system accepts Unicode names only")
+    corpus = corpora.load(str(folder), "go")
+    assert list(corpus.unusable["reason"]) == ["its name is not UTF-8"]
 
 
 def test_stereo_and_other_rates_become_mono_16k(tmp_path):

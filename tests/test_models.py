@@ -167,3 +167,79 @@ def test_keyword_score_ranks_where_softmax_saturates():
     logits = torch.tensor([[-40.0, 40.0], [-50.0, 50.0]])
     assert logits.softmax(1)[0, 1] == logits.softmax(1)[1, 1] == 1.0
     assert models.keyword_score(logits).tolist() == [80.0, 100.0]
+
+
+def published(path, config=CRNNConfig(), change=lambda state: state, half=False):
+    torch.manual_seed(0)
+    model = CRNN(config).eval()
+    state = change((model.half() if half else model).state_dict())
+    torch.save(state, path)
+    return model
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CRNNConfig(),
+        CRNNConfig(cnn_out_channels=2, hidden_size=22, gru_num_layers=1),
+        CRNNConfig(cnn_out_channels=4, hidden_size=20, attention_size=15),
+        CRNNConfig(cnn_out_channels=3, kernel_size=(3, 14), stride=(2, 13), hidden_size=11),
+    ],
+    ids=["base", "A1", "B2", "wide-stride"],
+)
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
+def test_a_published_state_dict_is_understood_from_its_shapes(tmp_path, config, half):
+    theirs = published(tmp_path / "m.pt", config, half=half)
+    ours = models.load_published(tmp_path / "m.pt", frame_stride=config.stride[1])
+    x = torch.randn(3, 40, 101).to(torch.float16 if half else torch.float32)
+    assert torch.equal(ours(x), theirs(x))
+    described = describe(config) | {"attention_size": config.attention_size or config.hidden_size}
+    assert describe(ours.config) == described
+
+
+def test_an_ambiguous_mel_stride_is_asked_for(tmp_path):
+    config = CRNNConfig(cnn_out_channels=3, kernel_size=(7, 20), stride=(12, 8), hidden_size=9)
+    theirs = published(tmp_path / "m.pt", config)
+    with pytest.raises(CheckpointError, match="3 bins of 40 .* the mel strides that fit are 12, 13, 14, 15, 16"):
+        models.load_published(tmp_path / "m.pt")
+    ours = models.load_published(tmp_path / "m.pt", mel_stride=12)
+    x = torch.randn(2, 40, 101)
+    assert torch.equal(ours(x), theirs(x))
+    with pytest.raises(CheckpointError, match="strides that fit are none"):
+        models.load_published(tmp_path / "m.pt", mel_stride=4)
+
+
+def test_counters_of_thop_and_a_wrapper_are_ignored(tmp_path):
+    def profiled(state):
+        zero = torch.zeros(1, dtype=torch.float64)
+        return {
+            "epoch": 20,
+            "state_dict": {**state, "total_ops": zero, "gru.total_ops": zero, "gru.total_params": zero},
+        }
+
+    theirs = published(tmp_path / "m.pt", change=profiled)
+    x = torch.randn(1, 40, 101)
+    assert torch.equal(models.load_published(tmp_path / "m.pt")(x), theirs(x))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: {k: v for k, v in s.items() if not k.startswith("conv")}, "names of the reports: 'conv.0.weight'"),
+        (lambda s: {**s, "extra.weight": torch.zeros(1)}, "extra.weight"),
+        (lambda s: {**s, "gru.weight_hh_l0": s["gru.weight_hh_l0"][:64]}, "has 1 gates, a GRU has 3"),
+        (lambda s: {**s, "classifier.bias": torch.full((2,), torch.nan)}, "classifier.bias hold values that are not"),
+        (lambda s: {"weights": "none"}, "not a plain state dict"),
+        (lambda s: list(s.values()), "holds a list"),
+    ],
+)
+def test_a_file_that_is_not_such_a_model_is_refused_with_the_reason(tmp_path, change, message):
+    published(tmp_path / "m.pt", change=change)
+    with pytest.raises(CheckpointError, match=message):
+        models.load_published(tmp_path / "m.pt")
+
+
+def test_a_pickled_model_is_never_executed(tmp_path):
+    torch.save(CRNN(TINY), tmp_path / "m.pt")  # a whole object, as torch.save(model) leaves it
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        models.load_published(tmp_path / "m.pt")

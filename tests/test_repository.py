@@ -14,9 +14,10 @@ from kwslib import paths, records, report
 
 ROOT = paths.ROOT
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+APPENDIX = ROOT / "notebooks" / "appendix" / f"{report.APPENDIX}.ipynb"
 ROOMS = {
     0: "paths config records tracking synthesis plots report published",
-    1: "corpora splits features augment models losses metrics cost",
+    1: "speech_commands corpora splits features augment models losses metrics cost",
     2: "train quantize",
     3: "stream",
     4: "experiments",
@@ -26,7 +27,7 @@ FLOOR = {room: floor for floor, rooms in ROOMS.items() for room in rooms.split()
 # Inside a floor some rooms build on others; from left to right.
 ORDER = (
     "paths config published records synthesis tracking plots report "
-    "corpora splits features models metrics augment losses cost"
+    "speech_commands corpora splits features models metrics augment losses cost"
 )
 
 
@@ -75,7 +76,7 @@ def test_public_functions_have_docstrings():
     assert missing == []
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [*NOTEBOOKS, APPENDIX], ids=lambda p: p.stem)
 def test_notebook_is_stored_clean(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
@@ -84,7 +85,8 @@ def test_notebook_is_stored_clean(path):
     nodes = [node for cell in code for node in ast.walk(ast.parse(cell.source))]
     assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in nodes)
     assert all(re.fullmatch(r"[a-z][a-z0-9-]*", cell.id) for cell in notebook.cells)
-    assert list(papermill.inspect_notebook(str(path))) == ["corpus", "keyword", "split", "profile", "seeds"]
+    parameters = ["corpus", "keyword", "split", "profile", "seeds"] + ["other"] * (path == APPENDIX)
+    assert list(papermill.inspect_notebook(str(path))) == parameters
     assert set(notebook.metadata) <= {"kernelspec", "language_info"}
 
 

@@ -86,7 +86,7 @@ def test_a_split_that_leaks_or_does_not_fit_is_refused_even_with_a_matching_dige
 def test_a_corpus_that_grew_no_longer_fits_its_split(folder):
     splits.load(corpora.load(str(folder), "go"), "go", "speaker")
     samples, _ = soundfile.read(folder / "go" / "s00_nohash_0.wav")
-    soundfile.write(folder / "go" / "s99_nohash_0.wav", samples, SAMPLE_RATE)
+    soundfile.write(folder / "go" / "s99_nohash_0.wav", 0.5 * samples, SAMPLE_RATE)
     with pytest.raises(SplitError, match="1 clips are new, 0 are gone"):
         splits.load(corpora.load(str(folder), "go"), "go", "speaker")
 
@@ -96,6 +96,48 @@ def test_a_keyword_of_one_speaker_is_refused(folder):
     soundfile.write(folder / "rare" / "s00_nohash_0.wav", np.random.default_rng(0).normal(size=8000) * 0.1, SAMPLE_RATE)
     with pytest.raises(SplitError, match="speakers of 'rare', at least 2 are needed"):
         splits.load(corpora.load(str(folder), "rare"), "rare", "speaker")
+
+
+def only_one_speaker(folder):
+    for file in folder.glob("*/s*"):
+        if not file.name.startswith("s00"):
+            file.unlink()
+    for take in range(2, 20):
+        for word, hertz in (("go", 300), ("stop", 700)):
+            samples = 0.3 * np.sin(2 * np.pi * hertz * np.arange(9_000 + 100 * take) / SAMPLE_RATE)
+            soundfile.write(folder / word / f"s00_nohash_{take}.wav", samples, SAMPLE_RATE)
+
+
+def test_one_speaker_can_only_be_split_by_clip(folder):
+    only_one_speaker(folder)
+    corpus = corpora.load(str(folder), "go")
+    with pytest.raises(SplitError, match="or use SPLIT=random"):
+        splits.load(corpus, "go", "speaker")
+    split = splits.load(corpus, "go", "random")
+    assert splits.leaks(corpus, split).loc["train / test", "clips of known speakers"] == 1
+    assert "100.0% of the test clips are by speakers who also speak in training" in splits.meaning_of_leaks(
+        corpus, split
+    )
+
+
+def test_the_leak_check_counts_what_a_plain_loop_counts(folder):
+    corpus = corpora.load(str(folder), "go")
+    split = splits.load(corpus, "go", "random")
+    speaker = corpus.clips["speaker"]
+    known = [any(speaker[i] == speaker[j] for j in split.train) for i in split.test]
+    found = splits.leaks(corpus, split).loc["train / test"]
+    assert found["clips of known speakers"] == pytest.approx(np.mean(known))
+    assert found["identical recordings"] == 0
+    by_speaker = splits.load(corpus, "go", "speaker")
+    assert "has never heard" in splits.meaning_of_leaks(corpus, by_speaker)
+
+
+def test_names_without_speakers_are_pointed_out(folder):
+    for i, file in enumerate(sorted(folder.glob("*/s*"))):
+        file.rename(file.with_name(f"recording{i}{file.suffix}"))
+    corpus = corpora.load(str(folder), "go")
+    assert "tell no speakers" in splits.meaning_of_leaks(corpus, splits.load(corpus, "go", "speaker"))
+    assert "unknown" in corpus.summary()["speakers"]
 
 
 def test_unknown_split_is_named(folder):
