@@ -1,6 +1,10 @@
 """Augmentation: of the waveform, kept as a bank of log-mel views, and of the log-mels, batch by batch.
 
 The bank is computed once per corpus and read by every experiment, seed and worker process.
+
+Own code, because the well-kept library for it, audiomentations 0.43, works clip by clip: the like of
+``vary`` (stretch, shift, impulse response, shelves, gain, background) took it 5.5 ms per clip on one
+core, this took 0.4 ms in the same minute; and it measures the signal-to-noise ratio with the silence.
 """
 
 from dataclasses import dataclass, replace
@@ -41,13 +45,13 @@ class Augmentation:
 
     shift_ms: float = 100.0
     speed: tuple[float, float] = (0.85, 1.15)
-    context_share: float = 0.25
-    room_share: float = 0.25
+    context_share: float = 0.0
+    room_share: float = 0.15
     rt60_s: tuple[float, float] = (0.1, 0.5)
-    tilt_db: float = 2.0
-    gain_db: tuple[float, float] = (-18.0, 6.0)
-    noise_share: float = 0.5
-    snr_db: tuple[float, float] = (5.0, 30.0)
+    tilt_db: float = 1.0
+    gain_db: tuple[float, float] = (-12.0, 3.0)
+    noise_share: float = 0.4
+    snr_db: tuple[float, float] = (8.0, 30.0)
     four_ways: bool = False
     frequency_mask: int = 4
     time_mask: int = 8

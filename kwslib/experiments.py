@@ -106,7 +106,10 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Study:
-    """One corpus, keyword and split; made by ``open_study``. Knows its data and its files."""
+    """One corpus, keyword and split; made by ``open_study``. Knows its data and its files.
+
+    A ``variant`` keeps the results of a side question apart.
+    """
 
     corpus_argument: str
     keyword: str

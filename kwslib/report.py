@@ -158,8 +158,10 @@ def write(study: str) -> Path:
 def command(record: dict, n_seeds: int) -> str:
     """The shell line that repeats the study of a record."""
     corpus, split = record["data"]["corpus"], record["data"]["split"]
+    synthetic = corpus in ("synthetic", f"synthetic-{paths.slug(record['keyword'])}")
+    by_name = corpus.startswith("speech_commands_v0.0")
     options = [
-        "" if corpus in ("synthetic", f"synthetic-{paths.slug(record['keyword'])}") else f"CORPUS=<folder of {corpus}>",
+        "" if synthetic else f"CORPUS={corpus}" if by_name else f"CORPUS=<folder of {corpus}>",
         "" if record["keyword"] == "sheila" else f"KEYWORD='{record['keyword']}'",
         "" if split == "speaker" else f"SPLIT={split}",
         "" if record["profile"] == "standard" else f"PROFILE={record['profile']}",

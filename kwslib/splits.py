@@ -115,7 +115,7 @@ def _verified(corpus: Corpus, keyword: str, split: str) -> Split:
         )
     rows = corpus.clips["clip"].map(subset)
     if split == "speaker":
-        shared = corpus.clips.groupby("speaker")["clip"].agg(lambda clips: subset[clips].nunique()) > 1
+        shared = rows.groupby(corpus.clips["speaker"]).nunique() > 1
         if shared.any():
             raise SplitError(f"speaker {shared.idxmax()!r} is in two subsets of {path}: {again}")
     train, val, test = (np.flatnonzero(rows == name) for name in SHARES)
