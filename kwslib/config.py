@@ -62,12 +62,23 @@ class SynthesisConfig:
     rt60_s: tuple[float, float] = (0.1, 0.6)
 
 
+CELLS = {"gru": 3, "rnn": 1, "lstm": 4}  # gates of each
+
+
 @dataclass(frozen=True)
 class CRNNConfig:
     """Sizes of a convolutional recurrent net with attention; names and defaults as in the reports.
 
-    ``kernel_size`` and ``stride`` are (mel bins, frames). ``attention_size`` is the inner size of
-    the additive attention; ``None`` means ``hidden_size``, smaller is report B's bottleneck.
+    Attributes:
+        kernel_size, stride: (mel bins, frames).
+        attention_size: inner size of the additive attention; ``None`` means ``hidden_size``, smaller is
+            report B's bottleneck, ``0`` is report A2's single linear layer.
+        cell: recurrent layer, ``gru``, ``rnn`` (tanh; report E) or ``lstm``.
+        separable: one kernel over the log-mels, then a mix into channels, instead of a kernel for
+            each channel (report E4).
+
+    Raises:
+        ValueError: an unknown cell, or a kernel that does not fit the mel bins.
     """
 
     cnn_out_channels: int = 8
@@ -78,6 +89,19 @@ class CRNNConfig:
     attention_size: int | None = None
     n_mels: int = 40
     num_classes: int = 2
+    cell: str = "gru"
+    separable: bool = False
+
+    def __post_init__(self):
+        if self.cell not in CELLS:
+            raise ValueError(f"unknown cell {self.cell!r}: choose one of {', '.join(CELLS)}")
+        if not 0 < self.kernel_size[0] <= self.n_mels:
+            raise ValueError(f"a kernel of {self.kernel_size[0]} bins does not fit {self.n_mels} mel bins")
+
+    @property
+    def attention_inner_size(self) -> int:
+        """Inner size of the attention, 0 when it is a single linear layer."""
+        return self.hidden_size if self.attention_size is None else self.attention_size
 
     @property
     def conv_bins(self) -> int:

@@ -2,12 +2,13 @@
 
 Every term is a frozen dataclass (so that it can be stored and compared) that is called with what
 the student and the teacher put out. Gradient flows into the student only. Each term is a mean
-over the batch, in nats unless said otherwise, already multiplied by its weight.
+over the batch, in nats unless said otherwise, already multiplied by its weight. A term that learns
+something itself says what in ``helper``; it is trained along and thrown away.
 """
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from kwslib.models import Outputs
@@ -17,19 +18,22 @@ KINDS = ("kl", "ce", "mse")
 
 @dataclass(frozen=True)
 class Labels:
-    """Cross entropy with the true class.
+    """Cross entropy with the true class, which counts 1 - smoothing + smoothing / classes.
+
+    Source of the smoothing: Szegedy et al. 2016, arXiv:1512.00567.
 
     >>> import torch
-    >>> even = Outputs(torch.zeros(1, 2), torch.ones(1, 1), torch.zeros(1, 1, 1))
+    >>> even = Outputs(torch.zeros(1, 2), *[torch.zeros(1, 1)] * 4)
     >>> round(Labels()(even, None, torch.tensor([1])).item(), 4)  # log 2
     0.6931
     """
 
     weight: float = 1.0
+    smoothing: float = 0.0
     needs_teacher = False
 
-    def __call__(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:
-        return self.weight * functional.cross_entropy(student.logits, labels)
+    def __call__(self, student: Outputs, teacher: Outputs | None, labels: Tensor, helper=None) -> Tensor:
+        return self.weight * functional.cross_entropy(student.logits, labels, label_smoothing=self.smoothing)
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class SoftTargets:
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, not {self.temperature}")
 
-    def __call__(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def __call__(self, student: Outputs, teacher: Outputs, labels: Tensor, helper=None) -> Tensor:
         target = teacher.logits.detach().to(student.logits)
         if self.kind == "mse":
             return self.weight * functional.mse_loss(student.logits, target)
@@ -86,7 +90,7 @@ class AttentionKL:
     weight: float = 1.0
     needs_teacher = True
 
-    def __call__(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def __call__(self, student: Outputs, teacher: Outputs, labels: Tensor, helper=None) -> Tensor:
         if student.attention.shape != teacher.attention.shape:
             raise ValueError(
                 f"attention distillation needs equal numbers of steps, the student has {student.attention.shape[1]}, "
@@ -96,3 +100,53 @@ class AttentionKL:
         log_student = student.attention.clamp_min(floor).log()
         log_teacher = teacher.attention.detach().clamp_min(floor).log()
         return self.weight * functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+
+LAYERS = ("steps", "hidden", "context")
+
+
+@dataclass(frozen=True)
+class LayerwiseMSE:
+    """A layer of the student, seen through a learned linear map, follows a layer of the teacher.
+
+    Mean squared difference over all values. The map belongs to the student's side alone: with one on
+    each side, as in report E, both can shrink to zero and the loss with them. It starts orthogonal, so no
+    direction is lost, and is not part of the trained model.
+
+    Source: Romero et al. 2015 (FitNets), arXiv:1412.6550; report E.
+
+    Args:
+        student_layer, teacher_layer: ``steps`` (convolution), ``hidden`` (recurrent) or ``context``.
+
+    Raises:
+        ValueError: an unknown layer, or numbers of convolution steps that differ.
+    """
+
+    weight: float = 1.0
+    student_layer: str = "hidden"
+    teacher_layer: str = "hidden"
+    needs_teacher = True
+
+    def __post_init__(self):
+        for layer in (self.student_layer, self.teacher_layer):
+            if layer not in LAYERS:
+                raise ValueError(f"unknown layer {layer!r}: choose one of {', '.join(LAYERS)}")
+        if (self.student_layer == "context") != (self.teacher_layer == "context"):
+            raise ValueError("context has no time axis: it can only follow context")
+
+    def helper(self, student: Outputs, teacher: Outputs) -> nn.Module:
+        """The linear map from the student's layer to the teacher's."""
+        of_student, of_teacher = getattr(student, self.student_layer), getattr(teacher, self.teacher_layer)
+        linear = nn.Linear(of_student.shape[-1], of_teacher.shape[-1])
+        nn.init.orthogonal_(linear.weight)
+        return linear
+
+    def __call__(self, student: Outputs, teacher: Outputs, labels: Tensor, helper: nn.Module) -> Tensor:
+        seen = helper(getattr(student, self.student_layer))
+        target = getattr(teacher, self.teacher_layer).detach()
+        if seen.shape != target.shape:
+            raise ValueError(
+                f"layer-wise distillation needs equal numbers of steps, the student has {seen.shape[1]}, "
+                f"the teacher {target.shape[1]}: give both the same kernel and stride in time"
+            )
+        return self.weight * functional.mse_loss(seen, target)

@@ -1,4 +1,4 @@
-"""The keyword detector of the reports: convolution, GRU, additive attention, linear classifier.
+"""The keyword detector of the reports: convolution, recurrent layers, attention, linear classifier.
 
 Shapes: B batch, C conv channels, F mel bins, T frames, S convolution steps, H hidden size, K classes.
 State-dict names are those of the reports (``conv.0.*``, ``gru.*``, ``attention.energy.{0,2}.*``,
@@ -14,26 +14,41 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kwslib.config import CRNNConfig
+from kwslib.config import CELLS, CRNNConfig
 
 
 class Outputs(NamedTuple):
-    """What a loss may look at: logits (B, K), attention weights (B, S), GRU outputs (B, S, H)."""
+    """What a loss may look at.
+
+    Attributes:
+        logits: (B, K).
+        attention: weights over time, (B, S).
+        steps: convolution outputs, the recurrent layers' input, (B, S, C * bins).
+        hidden: outputs of the last recurrent layer, (B, S, H).
+        context: their sum weighted by the attention, (B, H).
+    """
 
     logits: Tensor
     attention: Tensor
+    steps: Tensor
     hidden: Tensor
+    context: Tensor
 
 
 class Attention(nn.Module):
     """Additive attention over time without a query: one energy per step, softmax, weighted sum.
+
+    An inner size of 0 leaves a single linear layer (report A2).
 
     forward(hidden): (B, S, H) -> context (B, H), weights (B, S)
     """
 
     def __init__(self, hidden_size: int, inner_size: int):
         super().__init__()
-        self.energy = nn.Sequential(nn.Linear(hidden_size, inner_size), nn.Tanh(), nn.Linear(inner_size, 1))
+        if inner_size:
+            self.energy = nn.Sequential(nn.Linear(hidden_size, inner_size), nn.Tanh(), nn.Linear(inner_size, 1))
+        else:
+            self.energy = nn.Linear(hidden_size, 1)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         weights = torch.softmax(self.energy(hidden).squeeze(-1), dim=-1)
@@ -45,7 +60,7 @@ class CRNN(nn.Module):
 
     Shapes:
         forward(logmel): (B, F, T) -> logits (B, K)
-        outputs(logmel): the same with attention weights and GRU outputs
+        outputs(logmel): the same with everything on the way
         steps(logmel):   (B, F, T) -> convolution outputs (B, S, C * bins), the GRU's input
 
     Raises:
@@ -55,18 +70,22 @@ class CRNN(nn.Module):
     def __init__(self, config: CRNNConfig = CRNNConfig()):
         super().__init__()
         self.config = config
-        self.conv = nn.Sequential(
-            nn.Conv2d(1, config.cnn_out_channels, config.kernel_size, config.stride),
-            nn.Flatten(start_dim=1, end_dim=2),  # (B, C, bins, S) -> (B, C * bins, S)
-        )
-        self.gru = nn.GRU(
+        channels = config.cnn_out_channels
+        if config.separable:
+            convolutions = [nn.Conv2d(1, 1, config.kernel_size, config.stride), nn.Conv2d(1, channels, 1)]
+        else:
+            convolutions = [nn.Conv2d(1, channels, config.kernel_size, config.stride)]
+        flatten = nn.Flatten(start_dim=1, end_dim=2)  # (B, C, bins, S) -> (B, C * bins, S)
+        self.conv = nn.Sequential(*convolutions, flatten)
+        cell = {"gru": nn.GRU, "rnn": nn.RNN, "lstm": nn.LSTM}[config.cell]
+        self.gru = cell(  # whatever the cell, the weights are called as in the reports
             config.gru_input_size,
             config.hidden_size,
             config.gru_num_layers,
             batch_first=True,
             dropout=0.1 if config.gru_num_layers > 1 else 0.0,
         )
-        self.attention = Attention(config.hidden_size, config.attention_size or config.hidden_size)
+        self.attention = Attention(config.hidden_size, config.attention_inner_size)
         self.classifier = nn.Linear(config.hidden_size, config.num_classes)
 
     def steps(self, logmel: Tensor) -> Tensor:
@@ -77,10 +96,23 @@ class CRNN(nn.Module):
             )
         return self.conv(logmel.unsqueeze(1)).transpose(1, 2)
 
+    def initial_state(self, batch: int) -> Tensor:
+        """The state of a recurrent layer that has heard nothing, (layers, B, H); twice the layers for an LSTM."""
+        layers = self.config.gru_num_layers * (2 if self.config.cell == "lstm" else 1)
+        return torch.zeros(layers, batch, self.config.hidden_size, dtype=next(self.conv.parameters()).dtype)
+
+    def recur(self, steps: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """The recurrent layers from a state on: (B, S, C * bins) -> (B, S, H) and the state after them."""
+        if self.config.cell != "lstm":
+            return self.gru(steps, state)
+        hidden, (h, c) = self.gru(steps, tuple(half.contiguous() for half in state.chunk(2)))
+        return hidden, torch.cat([h, c])
+
     def outputs(self, logmel: Tensor) -> Outputs:
-        hidden, _ = self.gru(self.steps(logmel))
+        steps = self.steps(logmel)
+        hidden, _ = self.gru(steps)
         context, attention = self.attention(hidden)
-        return Outputs(self.classifier(context), attention, hidden)
+        return Outputs(self.classifier(context), attention, steps, hidden, context)
 
     def forward(self, logmel: Tensor) -> Tensor:
         return self.outputs(logmel).logits
@@ -178,11 +210,13 @@ def load_published(path: Path, mel_stride: int | None = None, frame_stride: int 
 
 
 def _config_of_shapes(shapes: dict[str, tuple], mel_stride: int | None, frame_stride: int) -> CRNNConfig:
-    channels, _, kernel_bins, kernel_frames = shapes["conv.0.weight"]
+    _, _, kernel_bins, kernel_frames = shapes["conv.0.weight"]
+    channels = shapes.get("conv.1.weight", shapes["conv.0.weight"])[0]
     hidden = shapes["gru.weight_hh_l0"][1]
     gates, rest = divmod(shapes["gru.weight_hh_l0"][0], hidden)
-    if gates != 3 or rest:
-        raise ValueError(f"its recurrent layer has {gates} gates, a GRU has 3")
+    cells = [cell for cell, its_gates in CELLS.items() if its_gates == gates and not rest]
+    if not cells:
+        raise ValueError(f"its recurrent layer has {gates} gates: an RNN has 1, a GRU 3, an LSTM 4")
     bins, rest = divmod(shapes["gru.weight_ih_l0"][1], channels)
     mels = CRNNConfig.n_mels
     fitting = [s for s in range(1, mels) if (mels - kernel_bins) // s + 1 == bins and not rest]
@@ -197,6 +231,8 @@ def _config_of_shapes(shapes: dict[str, tuple], mel_stride: int | None, frame_st
         stride=(fitting[0], frame_stride),
         hidden_size=hidden,
         gru_num_layers=sum(name.startswith("gru.weight_hh_l") for name in shapes),
-        attention_size=shapes["attention.energy.0.weight"][0],
+        attention_size=0 if "attention.energy.weight" in shapes else shapes["attention.energy.0.weight"][0],
+        cell=cells[0],
+        separable="conv.1.weight" in shapes,
         num_classes=shapes["classifier.weight"][0],
     )

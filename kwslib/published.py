@@ -26,12 +26,13 @@ _ROWS = (
     ("E3", "E2 in fp16", None, 8.507, 12.045, 32, 5.132e-5),
 )
 
-# Architectures of the reports that today's model covers: name -> (sizes, parameters, MACs for a
+# Architectures of the reports: name -> (sizes, parameters, MACs for a
 # batch of 128 clips of 1 s without and with the convolution's bias).
 ARCHITECTURES = {
     "base": (CRNNConfig(), 70_443, 119_324_672, 119_527_424),
     "base, h32": (CRNNConfig(hidden_size=32), 25_387, 55_382_016, 55_584_768),
     "A1": (CRNNConfig(2, hidden_size=22, gru_num_layers=1), 4_737, 11_579_392, 11_630_080),
+    "A2": (CRNNConfig(2, hidden_size=24, gru_num_layers=1, attention_size=0), 4_741, 11_630_592, 11_681_280),
     "B1": (CRNNConfig(4, hidden_size=20), 9_047, 22_617_600, 22_718_976),
     "B2": (CRNNConfig(4, hidden_size=20, attention_size=15), 8_937, 22_469_760, 22_571_136),
     "C-mid": (CRNNConfig(8, hidden_size=40), 34_731, 68_664_320, 68_867_072),
@@ -39,6 +40,7 @@ ARCHITECTURES = {
     "C-prune": (CRNNConfig(8, (5, 16), (2, 6), hidden_size=24), 17_163, 54_334_464, 54_610_944),
     "D": (CRNNConfig(3, (7, 20), (7, 12), hidden_size=30), 11_256, 11_888_640, 11_902_080),
     "E1": (CRNNConfig(8, (10, 20), (5, 8), hidden_size=20), 9_291, 26_897_920, 26_976_768),
+    "E2": (CRNNConfig(3, stride=(5, 8), hidden_size=20, cell="rnn"), 2_546, 6_510_080, 6_543_872),
 }
 
 

@@ -18,7 +18,7 @@ from kwslib.config import CRNNConfig
 from kwslib.models import CRNN, CheckpointError, read_sidecar, read_tensors, tensors_file
 
 SIDECAR_SCHEMA = 1
-INT8 = (dynamic.GRU, dynamic.Linear)
+INT8 = (dynamic.GRU, dynamic.LSTM, dynamic.Linear)
 
 
 class PrecisionError(ValueError):
@@ -44,9 +44,9 @@ class Half:
 
 @dataclass(frozen=True)
 class DynamicInt8:
-    """Weights of GRU and Linear as int8, activations quantized on the fly, as in reports B and C.
+    """Weights of GRU, LSTM and Linear as int8, activations quantized on the fly, as in reports B and C.
 
-    The convolution stays in float32 (torch has no dynamic convolution). CPU only.
+    Convolution and RNN stay in float32: torch has no dynamic kind of either. CPU only.
     """
 
     precision = "int8"
@@ -56,7 +56,7 @@ class DynamicInt8:
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", UserWarning)
             return torch.ao.quantization.quantize_dynamic(
-                model.float().cpu().eval(), {nn.GRU, nn.Linear}, dtype=torch.qint8
+                model.float().cpu().eval(), {nn.GRU, nn.LSTM, nn.Linear}, dtype=torch.qint8
             )
 
 
@@ -74,7 +74,7 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
     """The weights under the names of the float model, int8 ones as quantized tensors."""
     state: dict[str, Tensor] = {}
     for prefix, module in model.named_modules():
-        if isinstance(module, dynamic.GRU):
+        if isinstance(module, dynamic.GRU | dynamic.LSTM):
             named = {**module.get_weight(), **module.get_bias()}
         elif isinstance(module, dynamic.Linear):
             named = {"weight": module.weight(), "bias": module.bias()}
@@ -156,7 +156,7 @@ def _fill(model: nn.Module, state: dict[str, Tensor]) -> None:
         own = {name.removeprefix(f"{prefix}."): t for name, t in state.items() if name.rpartition(".")[0] == prefix}
         if isinstance(module, INT8):  # torch keeps the float biases of quantized layers as parameters
             own = {name: t if t.is_quantized else nn.Parameter(t) for name, t in own.items()}
-        if isinstance(module, dynamic.GRU):
+        if isinstance(module, dynamic.GRU | dynamic.LSTM):
             module.set_weight_bias(own)
         elif isinstance(module, dynamic.Linear):
             module.set_weight_bias(own["weight"], own["bias"])

@@ -74,7 +74,7 @@ class StreamingModel(nn.Module):
         return State(
             samples=torch.zeros(batch, front_end.n_fft),  # causal framing: silence before the start
             frames=torch.zeros(batch, config.n_mels, 0),
-            hidden=torch.zeros(config.gru_num_layers, batch, config.hidden_size, dtype=self.dtype),
+            hidden=self.model.initial_state(batch),
             outputs=torch.zeros(batch, 0, config.hidden_size, dtype=self.dtype),
             energies=torch.zeros(batch, 0, dtype=self.dtype),
         )
@@ -85,7 +85,7 @@ class StreamingModel(nn.Module):
         columns, frames = self._take_columns(torch.cat([state.frames, new_frames], dim=2))
         hidden, outputs, energies, scores = state.hidden, state.outputs, state.energies, []
         for column in columns:  # one by one: dynamic int8 scales its input anew in each call
-            output, hidden = self.model.gru(column, hidden)
+            output, hidden = self.model.recur(column, hidden)
             outputs = torch.cat([outputs, output], dim=1)[:, -self.window :]
             energies = torch.cat([energies, self.model.attention.energy(output)[..., 0]], dim=1)[:, -self.window :]
             context = (energies.softmax(-1).unsqueeze(-1) * outputs).sum(1)

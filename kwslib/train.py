@@ -4,7 +4,6 @@ On one machine's CPU the result depends on recipe, data and seed alone: an inter
 resumed training ends with the same bytes as an undisturbed one.
 """
 
-import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,13 +12,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kwslib import paths
 from kwslib.augment import Augmentation, spec_augment
 from kwslib.metrics import au_fa_fr
-from kwslib.models import CheckpointError, keyword_score, read_tensors
+from kwslib.models import CheckpointError, keyword_score, read_tensors, tensors_file
 
-SCHEDULES = ("constant", "cosine")
+SCHEDULES = ("constant", "cosine", "onecycle")
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,14 @@ class Training:
     Attributes:
         epochs: passes over as many clips as the training part holds.
         batch_size: clips; about half of them are keywords (the sampler weighs classes equally).
-        learning_rate: of Adam; the peak for ``cosine``, which warms up for 5 % of the steps and
-            falls to zero.
+        learning_rate: of Adam; the peak of the schedule.
+        schedule: ``constant``; ``cosine``, which falls to zero; or ``onecycle``, which rises for 30 % of
+            the steps from a 25th and falls to nearly nothing (Smith 2018, arXiv:1708.07120).
+        warm_up: share of the steps in which constant and cosine rise from zero.
+        ema: decay of the running average of the weights that is validated and kept; 0 keeps the
+            weights themselves.
+        precision: of the arithmetic; ``float16`` and ``bfloat16`` are mixed precision, float32 weights
+            with autocast (and a scaled loss for float16).
         weight_decay: L2 penalty inside Adam, as in the reports.
         max_grad_norm: gradients are scaled down to this norm.
     """
@@ -39,12 +46,19 @@ class Training:
     batch_size: int = 128
     learning_rate: float = 3e-3
     schedule: str = "cosine"
+    warm_up: float = 0.05
+    ema: float = 0.0
+    precision: str = "float32"
     weight_decay: float = 1e-5
     max_grad_norm: float = 5.0
 
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
             raise ValueError(f"unknown schedule {self.schedule!r}: choose one of {', '.join(SCHEDULES)}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"unknown precision {self.precision!r}: choose one of {', '.join(PRECISIONS)}")
+        if not 0 <= self.ema < 1 or not 0 <= self.warm_up < 1:
+            raise ValueError(f"ema and warm_up must be in [0, 1), not {self.ema} and {self.warm_up}")
         if self.epochs < 1:
             raise ValueError(f"epochs must be at least 1, not {self.epochs}")
 
@@ -81,18 +95,27 @@ def score(model: nn.Module, logmels: np.ndarray, device: str = "cpu", batch: int
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 
-def learning_rate_factor(schedule: str, done: float) -> float:
+def learning_rate_factor(training: Training, done: float) -> float:
     """Share of the peak learning rate after the share ``done`` of all steps.
 
-    >>> [round(learning_rate_factor("cosine", d), 2) for d in (0.0, 0.05, 0.525, 1.0)]
+    >>> [round(learning_rate_factor(Training(), done), 2) for done in (0.0, 0.05, 0.525, 1.0)]
     [0.0, 1.0, 0.5, 0.0]
+    >>> [round(learning_rate_factor(Training(schedule="onecycle"), done), 2) for done in (0.0, 0.3, 0.65, 1.0)]
+    [0.04, 1.0, 0.5, 0.0]
     """
-    if schedule == "constant":
+
+    def cosine(share: float) -> float:  # from 1 to 0
+        return 0.5 * (1 + float(np.cos(np.pi * share)))
+
+    if training.schedule == "onecycle":
+        if done < 0.3:
+            return 1 - (1 - 1 / 25) * cosine(done / 0.3)
+        return cosine((done - 0.3) / 0.7)
+    if done < training.warm_up:
+        return done / training.warm_up
+    if training.schedule == "constant":
         return 1.0
-    warm_up = 0.05
-    if done < warm_up:
-        return done / warm_up
-    return 0.5 * (1 + float(np.cos(np.pi * (done - warm_up) / (1 - warm_up))))
+    return cosine((done - training.warm_up) / (1 - training.warm_up))
 
 
 def fit(
@@ -127,15 +150,15 @@ def fit(
         raise ValueError("a training needs at least one loss term, for example Labels()")
     if teacher is None and any(term.needs_teacher for term in losses):
         raise ValueError("a distillation loss needs a teacher: name one in the experiment")
-    loop = _Loop(model.to(device), data, training, augmentation, seed, device)
     if teacher is not None:
         teacher = teacher.to(device).eval()
+    loop = _Loop(model.to(device), teacher, data, training, losses, augmentation, seed, device)
     history = loop.load(resume) if resume is not None else []
     for row in history:
         on_epoch(row)
     for epoch in range(len(history), training.epochs):
         began = time.perf_counter()
-        sums = loop.epoch(epoch, losses, teacher)
+        sums = loop.epoch(epoch)
         row = {"epoch": epoch + 1, **sums, **loop.validate(epoch + 1)}
         row["learning_rate"] = loop.optimizer.param_groups[0]["lr"]
         row["wall_s"] = round(time.perf_counter() - began, 3)
@@ -149,21 +172,33 @@ def fit(
 
 
 class _Loop:
-    """The state that must survive an interruption, and nothing else."""
+    """The state that must survive an interruption, and what it works on."""
 
-    def __init__(self, model, data: Data, training: Training, augmentation: Augmentation, seed: int, device: str):
-        self.model, self.data, self.training, self.device = model, data, training, device
-        self.augmentation = augmentation
-        self.optimizer = torch.optim.Adam(
-            model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
-        )
+    def __init__(self, model, teacher, data, training, losses, augmentation, seed: int, device: str):
+        self.model, self.teacher, self.data, self.device = model, teacher, data, device
+        self.training, self.losses, self.augmentation = training, losses, augmentation
         self.random = Generator().manual_seed(seed)
         torch.manual_seed(seed)  # dropout draws from the global generator
+        self.helpers = self._helpers()
+        learnt = [*model.parameters(), *self.helpers.parameters()]
+        self.optimizer = torch.optim.Adam(learnt, lr=training.learning_rate, weight_decay=training.weight_decay)
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(training.ema)) if training.ema else None
+        self.scaler = torch.amp.GradScaler(device, enabled=training.precision == "float16")
         counts = np.bincount(data.labels, minlength=2)
         self.clip_weights = torch.from_numpy(1.0 / np.maximum(counts, 1))[torch.from_numpy(data.labels).long()]
         self.best = {"key": [float("inf")] * 2, "model": _copy(model)}
 
-    def epoch(self, epoch: int, losses: tuple, teacher: nn.Module | None) -> dict:
+    @torch.no_grad()
+    def _helpers(self) -> nn.ModuleDict:
+        """What the loss terms themselves learn, by the term's name."""
+        wanted = {_name(i, term): term for i, term in enumerate(self.losses) if hasattr(term, "helper")}
+        if not wanted:
+            return nn.ModuleDict()
+        x = torch.from_numpy(self.data.bank[0, :1]).float().to(self.device)
+        student, teacher = self.model.eval().outputs(x), self.teacher.outputs(x)
+        return nn.ModuleDict({name: term.helper(student, teacher) for name, term in wanted.items()}).to(self.device)
+
+    def epoch(self, epoch: int) -> dict:
         """One pass; returns the mean of the loss and of each of its terms."""
         self.model.train()
         n, size = len(self.data.labels), self.training.batch_size
@@ -172,53 +207,60 @@ class _Loop:
         starts = range(0, n, size)
         sums: dict[str, float] = {}
         for i, start in enumerate(starts):
-            rate = learning_rate_factor(self.training.schedule, (epoch + i / len(starts)) / self.training.epochs)
+            rate = learning_rate_factor(self.training, (epoch + i / len(starts)) / self.training.epochs)
             self.optimizer.param_groups[0]["lr"] = self.training.learning_rate * rate
             chosen = clips[start : start + size]
             x = torch.from_numpy(self.data.bank[views[start : start + size], chosen]).float()
             x = spec_augment(x, self.augmentation, self.random).to(self.device)
             labels = torch.from_numpy(self.data.labels[chosen]).long().to(self.device)
-            terms = self._step(x, labels, losses, teacher)
-            for name, value in terms.items():
+            for name, value in self._step(x, labels).items():
                 sums[name] = sums.get(name, 0.0) + value * len(chosen) / n
         return sums
 
-    def _step(self, x: Tensor, labels: Tensor, losses: tuple, teacher: nn.Module | None) -> dict[str, float]:
+    def _step(self, x: Tensor, labels: Tensor) -> dict[str, float]:
         with torch.no_grad():
-            taught = teacher.outputs(x) if teacher is not None else None
-        learnt = self.model.outputs(x)
-        terms = {_name(i, term): term(learnt, taught, labels) for i, term in enumerate(losses)}
+            taught = self.teacher.outputs(x) if self.teacher is not None else None
+        with torch.autocast(self.device, getattr(torch, self.training.precision), self.training.precision != "float32"):
+            learnt = self.model.outputs(x)
+        learnt = learnt._replace(**{name: value.float() for name, value in learnt._asdict().items()})
+        terms = {}
+        for i, term in enumerate(self.losses):
+            name = _name(i, term)
+            terms[name] = term(learnt, taught, labels, self.helpers[name] if name in self.helpers else None)
         loss = sum(terms.values())
         if not torch.isfinite(loss):
             raise NotANumber(f"the loss became {loss.item()}: lower the learning rate or the loss weights")
         self.optimizer.zero_grad()
-        loss.backward()
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.training.max_grad_norm)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         return {"loss": loss.item(), **{name: value.item() for name, value in terms.items()}}
 
     def validate(self, epoch: int) -> dict:
         """Score the selection part; remember the weights when they are the best so far."""
-        scores = score(self.model, self.data.val, self.device).astype(np.float64)
+        model = self.model if self.average is None else self.average.module
+        scores = score(model, self.data.val, self.device).astype(np.float64)
         area = au_fa_fr(scores, self.data.val_labels.astype(bool))
         loss = float(np.mean(np.logaddexp(0, np.where(self.data.val_labels == 1, -scores, scores))))
         better = [area, loss] < self.best["key"]  # equal areas (often 0): the lower loss
         if better:
-            self.best = {"key": [area, loss], "model": _copy(self.model)}
+            self.best = {"key": [area, loss], "model": _copy(model)}
         return {"val_au_fa_fr": area, "val_loss": loss, "best": int(better)}
 
+    def _modules(self) -> dict:
+        """Everything with a state dict of its own."""
+        named = {"model": self.model, "helpers": self.helpers, "optimizer": self.optimizer, "scaler": self.scaler}
+        return named | ({"average": self.average} if self.average is not None else {})
+
     def save(self, path: Path, history: list[dict]) -> None:
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "random": self.random.get_state(),
-            "torch_random": torch.get_rng_state(),
-            "best": self.best,
-            "history": history,
-        }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        paths.write_atomically(path, buffer.getvalue())
+        state = {name: module.state_dict() for name, module in self._modules().items()}
+        state |= {"random": self.random.get_state(), "torch_random": torch.get_rng_state()}
+        state |= {"best": self.best, "history": history}
+        paths.write_atomically(path, tensors_file(state))
 
     def load(self, path: Path) -> list[dict]:
         """Take up a saved state; nothing saved, or a file that a crash damaged, starts from the beginning."""
@@ -226,8 +268,8 @@ class _Loop:
             state = read_tensors(path)
         except CheckpointError:
             return []
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for name, module in self._modules().items():
+            module.load_state_dict(state[name])
         self.random.set_state(state["random"])
         torch.set_rng_state(state["torch_random"])
         self.best = state["best"]

@@ -4,20 +4,9 @@ import pytest
 import torch
 
 from kwslib import cost, published, quantize
-from kwslib.config import CRNNConfig
+from kwslib.config import CELLS, CRNNConfig
 from kwslib.models import CRNN
 from kwslib.quantize import DynamicInt8, Half
-
-
-def formula(c: CRNNConfig) -> int:
-    """The closed formula behind thop's count, per clip of 101 frames, convolution bias not counted."""
-    f = (40 - c.kernel_size[0]) // c.stride[0] + 1
-    n = (101 - c.kernel_size[1]) // c.stride[1] + 1
-    h, inner = c.hidden_size, c.attention_size or c.hidden_size
-    conv = f * n * c.cnn_out_channels * c.kernel_size[0] * c.kernel_size[1]
-    sizes = [f * c.cnn_out_channels] + [h] * (c.gru_num_layers - 1)
-    gru = sum(n * (3 * h * (size + h) + 13 * h) for size in sizes)
-    return conv + gru + n * (h * inner + inner) + 2 * h
 
 
 @pytest.mark.parametrize("name", published.ARCHITECTURES)
@@ -27,11 +16,26 @@ def test_published_counts_recompute(name):
     assert counted["params"] == params
     assert counted["thop_macs_batch128"] == macs
     assert counted["thop_macs_batch128_with_bias"] == macs_with_bias
-    assert counted["macs_per_clip"] == formula(config)
+    assert counted["macs_per_clip"] == cost.formula_macs(config)
 
 
-def test_exact_count_of_the_baseline():
-    assert cost.exact_clip_macs(CRNNConfig()) == 913_920
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("attention_size", [None, 0, 7])
+@pytest.mark.parametrize("separable", [False, True])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_formula_agrees_with_thop_on_every_kind_of_part(cell, attention_size, separable, layers):
+    config = CRNNConfig(3, (5, 13), (4, 8), 9, layers, attention_size, cell=cell, separable=separable)
+    assert cost.formula_macs(config) == cost.clip_macs(config)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_exact_counts_are_those_of_the_matrix_products(cell):
+    c = CRNNConfig(cell=cell)
+    gates = {"rnn": 1, "gru": 3, "lstm": 4}[cell]
+    conv, attention = 18 * 8 * 5 * 20, 64 * 64 + 64
+    recurrent = gates * 64 * (144 + 64) + gates * 64 * (64 + 64)
+    assert cost.exact_clip_macs(c) == 11 * (conv + recurrent + attention) + 64 * 2
+    assert cell != "gru" or cost.exact_clip_macs(c) == 913_920
 
 
 def test_a_second_of_stream_costs_twelve_and_a_half_steps():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kwslib.config import CRNNConfig
-from kwslib.losses import AttentionKL, Labels, SoftTargets
+from kwslib.losses import AttentionKL, Labels, LayerwiseMSE, SoftTargets
 from kwslib.models import CRNN, Outputs
 
 TINY = CRNNConfig(cnn_out_channels=2, hidden_size=8, gru_num_layers=1)
@@ -14,7 +14,8 @@ def outputs(batch=5, steps=11, seed=0, dtype=torch.float64) -> Outputs:
     g = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(batch, 2, generator=g, dtype=dtype)
     attention = torch.randn(batch, steps, generator=g, dtype=dtype).softmax(-1)
-    return Outputs(logits, attention, torch.zeros(batch, steps, 4, dtype=dtype))
+    steps_out, hidden = (torch.randn(batch, steps, n, generator=g, dtype=dtype) for n in (6, 4))
+    return Outputs(logits, attention, steps_out, hidden, torch.randn(batch, 4, generator=g, dtype=dtype))
 
 
 def softmax(values, temperature=1.0):
@@ -61,6 +62,43 @@ def test_attention_kl_equals_plain_loops():
     assert AttentionKL(2.0)(student, teacher, LABELS).item() == pytest.approx(2 * expected, abs=1e-12)
 
 
+def test_smoothed_labels_equal_plain_loops():
+    student, share = outputs(seed=1), 0.2
+    total = 0.0
+    for row, label in zip(student.logits.tolist(), LABELS.tolist(), strict=True):
+        target = [share / 2 + (1 - share) * (k == label) for k in range(2)]
+        total += sum(-t * math.log(p) for t, p in zip(target, softmax(row), strict=True))
+    assert Labels(smoothing=share)(student, None, LABELS).item() == pytest.approx(total / 5, abs=1e-12)
+
+
+@pytest.mark.parametrize("layers", [("hidden", "hidden"), ("steps", "hidden"), ("context", "context")])
+def test_layerwise_mse_equals_plain_loops(layers):
+    student, teacher = outputs(seed=1), outputs(seed=2)
+    term = LayerwiseMSE(0.5, *layers)
+    linear = term.helper(student, teacher).double()
+    seen, target = getattr(student, layers[0]), getattr(teacher, layers[1])
+    squares = []
+    for row, wanted in zip(seen.reshape(-1, seen.shape[-1]), target.reshape(-1, target.shape[-1]), strict=True):
+        for weights, bias, value in zip(linear.weight.tolist(), linear.bias.tolist(), wanted.tolist(), strict=True):
+            out = sum(w * x for w, x in zip(weights, row.tolist(), strict=True)) + bias
+            squares.append((out - value) ** 2)
+    expected = 0.5 * sum(squares) / len(squares)
+    assert term(student, teacher, LABELS, linear).item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_layerwise_mse_starts_without_losing_a_direction_and_cannot_be_shrunk_by_its_map():
+    student, teacher = outputs(seed=1), outputs(seed=2)
+    term = LayerwiseMSE()
+    linear = term.helper(student, teacher).double()
+    torch.testing.assert_close(linear.weight @ linear.weight.T, torch.eye(4).double(), atol=1e-6, rtol=0)
+    torch.nn.init.zeros_(linear.weight)
+    torch.nn.init.zeros_(linear.bias)
+    assert term(student, teacher, LABELS, linear).item() == pytest.approx(teacher.hidden.square().mean().item())
+    teacher.hidden.requires_grad_()
+    term(student, teacher, LABELS, linear).backward()
+    assert teacher.hidden.grad is None and linear.weight.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("term", [SoftTargets(1.0, 10.0, "kl"), SoftTargets(kind="mse"), AttentionKL()])
 def test_a_student_equal_to_its_teacher_has_no_loss(term):
     same = outputs(seed=3)
@@ -104,6 +142,12 @@ def test_every_weight_of_a_student_receives_gradient():
 def test_unequal_steps_and_bad_settings_are_named():
     with pytest.raises(ValueError, match="the student has 9, the teacher 11"):
         AttentionKL()(outputs(steps=9), outputs(steps=11), LABELS)
+    with pytest.raises(ValueError, match="layer-wise .* the student has 9, the teacher 11"):
+        LayerwiseMSE()(outputs(steps=9), outputs(steps=11), LABELS, torch.nn.Identity())
+    with pytest.raises(ValueError, match="unknown layer"):
+        LayerwiseMSE(student_layer="conv")
+    with pytest.raises(ValueError, match="no time axis"):
+        LayerwiseMSE(student_layer="context")
     with pytest.raises(ValueError, match="unknown kind"):
         SoftTargets(kind="cosine")
     with pytest.raises(ValueError, match="positive"):

@@ -169,6 +169,55 @@ def test_keyword_score_ranks_where_softmax_saturates():
     assert models.keyword_score(logits).tolist() == [80.0, 100.0]
 
 
+@pytest.mark.parametrize("cell", ["rnn", "lstm"])
+def test_the_other_cells_equal_their_formulas(cell):
+    """One recurrent layer written out, in float64, over the convolution's outputs."""
+    torch.manual_seed(0)
+    model = CRNN(CRNNConfig(2, hidden_size=4, gru_num_layers=1, cell=cell)).double().eval()
+    w = {name.removeprefix("gru."): t for name, t in model.state_dict().items()}
+    out = model.outputs(torch.randn(1, 40, 101, dtype=torch.float64))
+    h, c = torch.zeros(4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+    for x, expected in zip(out.steps[0], out.hidden[0], strict=True):
+        sums = w["weight_ih_l0"] @ x + w["bias_ih_l0"] + w["weight_hh_l0"] @ h + w["bias_hh_l0"]
+        if cell == "rnn":
+            h = torch.tanh(sums)
+        else:
+            take, forget, new, give = sums.split(4)
+            c = torch.sigmoid(forget) * c + torch.sigmoid(take) * torch.tanh(new)
+            h = torch.sigmoid(give) * torch.tanh(c)
+        torch.testing.assert_close(h, expected, atol=1e-12, rtol=0)
+
+
+def test_linear_attention_is_a_softmax_over_one_energy_per_step():
+    torch.manual_seed(0)
+    model = CRNN(CRNNConfig(2, hidden_size=4, attention_size=0)).double().eval()
+    with torch.no_grad():
+        out = model.outputs(torch.randn(3, 40, 101, dtype=torch.float64))
+    energy = model.attention.energy
+    for weights, hidden, context in zip(out.attention, out.hidden, out.context, strict=True):
+        e = torch.tensor([((energy.weight[0] * h).sum() + energy.bias[0]).item() for h in hidden], dtype=torch.float64)
+        torch.testing.assert_close(weights, e.exp() / e.exp().sum(), atol=1e-12, rtol=0)
+        torch.testing.assert_close(context, sum(a * h for a, h in zip(weights, hidden, strict=True)))
+
+
+def test_a_separable_convolution_mixes_one_picture_into_channels():
+    torch.manual_seed(0)
+    model = CRNN(CRNNConfig(3, hidden_size=4, separable=True)).eval()
+    x = torch.randn(2, 40, 101)
+    picture = torch.nn.functional.conv2d(x[:, None], model.conv[0].weight, model.conv[0].bias, stride=(2, 8))
+    expected = [
+        picture[:, 0] * m + b for m, b in zip(model.conv[1].weight[:, 0, 0, 0], model.conv[1].bias, strict=True)
+    ]
+    torch.testing.assert_close(model.steps(x).transpose(1, 2), torch.cat(expected, dim=1))
+
+
+def test_sizes_that_make_no_model_are_named():
+    with pytest.raises(ValueError, match="unknown cell 'tcn'"):
+        CRNNConfig(cell="tcn")
+    with pytest.raises(ValueError, match="41 bins does not fit 40"):
+        CRNNConfig(kernel_size=(41, 20))
+
+
 def published(path, config=CRNNConfig(), change=lambda state: state, half=False):
     torch.manual_seed(0)
     model = CRNN(config).eval()
@@ -184,8 +233,11 @@ def published(path, config=CRNNConfig(), change=lambda state: state, half=False)
         CRNNConfig(cnn_out_channels=2, hidden_size=22, gru_num_layers=1),
         CRNNConfig(cnn_out_channels=4, hidden_size=20, attention_size=15),
         CRNNConfig(cnn_out_channels=3, kernel_size=(3, 14), stride=(2, 13), hidden_size=11),
+        CRNNConfig(cnn_out_channels=2, hidden_size=24, gru_num_layers=1, attention_size=0),
+        CRNNConfig(cnn_out_channels=3, stride=(5, 8), hidden_size=20, cell="rnn"),
+        CRNNConfig(cnn_out_channels=3, hidden_size=7, cell="lstm", separable=True),
     ],
-    ids=["base", "A1", "B2", "wide-stride"],
+    ids=["base", "A1", "B2", "wide-stride", "A2", "E2", "separable-lstm"],
 )
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
 def test_a_published_state_dict_is_understood_from_its_shapes(tmp_path, config, half):
@@ -193,7 +245,7 @@ def test_a_published_state_dict_is_understood_from_its_shapes(tmp_path, config, 
     ours = models.load_published(tmp_path / "m.pt", frame_stride=config.stride[1])
     x = torch.randn(3, 40, 101).to(torch.float16 if half else torch.float32)
     assert torch.equal(ours(x), theirs(x))
-    described = describe(config) | {"attention_size": config.attention_size or config.hidden_size}
+    described = describe(config) | {"attention_size": config.attention_inner_size}
     assert describe(ours.config) == described
 
 
@@ -227,7 +279,7 @@ def test_counters_of_thop_and_a_wrapper_are_ignored(tmp_path):
     [
         (lambda s: {k: v for k, v in s.items() if not k.startswith("conv")}, "names of the reports: 'conv.0.weight'"),
         (lambda s: {**s, "extra.weight": torch.zeros(1)}, "extra.weight"),
-        (lambda s: {**s, "gru.weight_hh_l0": s["gru.weight_hh_l0"][:64]}, "has 1 gates, a GRU has 3"),
+        (lambda s: {**s, "gru.weight_hh_l0": s["gru.weight_hh_l0"][:128]}, "has 2 gates: an RNN has 1, a GRU 3"),
         (lambda s: {**s, "classifier.bias": torch.full((2,), torch.nan)}, "classifier.bias hold values that are not"),
         (lambda s: {"weights": "none"}, "not a plain state dict"),
         (lambda s: list(s.values()), "holds a list"),

@@ -54,7 +54,16 @@ def test_single_samples_give_the_same_scores():
 
 
 @pytest.mark.parametrize("precision", CONVERT)
-@pytest.mark.parametrize("sizes", [{}, {"kernel_size": (5, 13), "stride": (4, 12), "gru_num_layers": 1}])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        {"kernel_size": (5, 13), "stride": (4, 12), "gru_num_layers": 1},
+        {"cell": "rnn", "attention_size": 0},
+        {"cell": "lstm", "separable": True},
+    ],
+    ids=["gru", "one-layer", "rnn-linear-attention", "lstm-separable"],
+)
 def test_stream_equals_the_clip_model_on_the_whole_prefix(precision, sizes):
     model = net(precision, **sizes)
     streaming = StreamingModel(model, max_window_length=1000)

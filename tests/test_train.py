@@ -7,7 +7,7 @@ import torch
 from kwslib import train
 from kwslib.augment import Augmentation
 from kwslib.config import CRNNConfig
-from kwslib.losses import Labels, SoftTargets
+from kwslib.losses import Labels, LayerwiseMSE, SoftTargets
 from kwslib.metrics import au_fa_fr
 from kwslib.models import CRNN
 from kwslib.quantize import tensors
@@ -63,9 +63,18 @@ def test_same_seed_same_weights_other_seed_others(data):
     assert not same(first[0], other[0])
 
 
+EVERYTHING = {  # all the state that an interruption must not lose
+    "training": Training(epochs=4, batch_size=16, ema=0.9, precision="float16", schedule="onecycle"),
+    "losses": (Labels(0.5, smoothing=0.1), LayerwiseMSE(0.1)),
+}
+
+
+@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
 @pytest.mark.parametrize("stop_after", [1, 3])
-def test_interrupted_and_resumed_equals_undisturbed(data, tmp_path, stop_after):
-    whole, history = run(data)
+def test_interrupted_and_resumed_equals_undisturbed(data, tmp_path, stop_after, options):
+    torch.manual_seed(9)
+    options = options | ({"teacher": CRNN(TINY)} if options else {})
+    whole, history = run(data, **options)
     seen = []
 
     def interrupt(row):
@@ -74,9 +83,9 @@ def test_interrupted_and_resumed_equals_undisturbed(data, tmp_path, stop_after):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(data, resume=tmp_path / "r", on_epoch=interrupt)
+        run(data, resume=tmp_path / "r", on_epoch=interrupt, **options)
     rows = []
-    resumed, again = run(data, resume=tmp_path / "r", on_epoch=rows.append)
+    resumed, again = run(data, resume=tmp_path / "r", on_epoch=rows.append, **options)
     assert same(whole, resumed)
     assert stripped(history) == stripped(again) == stripped(rows)
 
@@ -98,7 +107,7 @@ def test_the_teacher_is_not_changed_and_runs_in_eval_mode(data):
 
 
 def test_both_classes_are_drawn_equally_often(data):
-    loop = train._Loop(CRNN(TINY), data, Training(), MASKS, seed=0, device="cpu")
+    loop = train._Loop(CRNN(TINY), None, data, Training(), (Labels(),), MASKS, seed=0, device="cpu")
     drawn = torch.multinomial(loop.clip_weights, 20_000, replacement=True, generator=loop.random)
     assert data.labels[drawn.numpy()].mean() == pytest.approx(0.5, abs=0.02)
 
@@ -107,6 +116,67 @@ def test_a_loss_that_is_not_a_number_stops_the_training(data):
     broken = dataclasses.replace(data, bank=np.full_like(data.bank, np.nan))
     with pytest.raises(NotANumber, match="lower the learning rate"):
         run(broken)
+
+
+def test_a_projection_is_trained_along_and_thrown_away(data):
+    torch.manual_seed(9)
+    teacher = CRNN(dataclasses.replace(TINY, hidden_size=12))
+    model, history = run(data, epochs=8, losses=(LayerwiseMSE(),), teacher=teacher)
+    assert set(tensors(model)) == set(tensors(CRNN(TINY)))
+    assert history[-1]["layerwisemse_0"] < 0.7 * history[0]["layerwisemse_0"]
+
+
+def test_the_kept_weights_are_the_running_average(data):
+    """After one epoch of one batch: decay x start + (1 - decay) x trained, by hand."""
+    one_batch = Training(epochs=1, batch_size=len(data.labels), ema=0.75, schedule="constant", warm_up=0)
+    averaged, _ = run(data, training=one_batch)
+    trained, _ = run(data, training=dataclasses.replace(one_batch, ema=0.0))
+    # AveragedModel takes over the first weights it sees: after one step the average is the trained model.
+    assert same(averaged, trained)
+    two = dataclasses.replace(one_batch, epochs=2)
+    second, _ = run(data, training=dataclasses.replace(two, ema=0.0))
+    loop = train._Loop(CRNN(TINY), None, data, two, (Labels(),), MASKS, seed=0, device="cpu")
+    torch.manual_seed(0)
+    loop.model.load_state_dict(CRNN(TINY).state_dict())
+    for step, weights in enumerate((trained, second)):
+        loop.model.load_state_dict(weights.state_dict())
+        loop.average.update_parameters(loop.model)
+        assert step or same(loop.average.module, trained)
+    for name, value in loop.average.module.state_dict().items():
+        expected = 0.75 * trained.state_dict()[name] + 0.25 * second.state_dict()[name]
+        torch.testing.assert_close(value, expected)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("cell", ["gru", "rnn", "lstm"])
+def test_mixed_precision_learns_and_leaves_float32_weights(data, precision, cell):
+    torch.manual_seed(0)
+    model = CRNN(dataclasses.replace(TINY, cell=cell))
+    training = Training(epochs=20, batch_size=16, precision=precision)
+    history = fit(model, data, training, (Labels(),), MASKS, 0)
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
+
+
+def test_schedules_go_where_they_say():
+    def rates(**options):
+        training = Training(**options)
+        return [train.learning_rate_factor(training, done) for done in (0.0, 0.05, 0.1, 0.5, 1.0)]
+
+    assert rates(schedule="constant", warm_up=0.1) == pytest.approx([0, 0.5, 1, 1, 1])
+    assert rates(schedule="constant", warm_up=0) == [1, 1, 1, 1, 1]
+    cosine = rates(schedule="cosine", warm_up=0.1)
+    assert cosine[:3] == pytest.approx([0, 0.5, 1]) and cosine[4] == pytest.approx(0, abs=1e-12)
+    reference = torch.optim.lr_scheduler.OneCycleLR(
+        torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1), max_lr=1.0, total_steps=1001, final_div_factor=1e9
+    )
+    onecycle, theirs = Training(schedule="onecycle"), []
+    for _ in range(1000):
+        theirs.append(reference.get_last_lr()[0])
+        reference.optimizer.step()
+        reference.step()
+    ours = [train.learning_rate_factor(onecycle, i / 1000) for i in range(1000)]
+    np.testing.assert_allclose(ours, theirs, atol=5e-3)
 
 
 def test_missing_parts_are_named(data):
@@ -118,3 +188,7 @@ def test_missing_parts_are_named(data):
         Training(schedule="steps")
     with pytest.raises(ValueError, match="at least 1"):
         Training(epochs=0)
+    with pytest.raises(ValueError, match="unknown precision"):
+        Training(precision="int8")
+    with pytest.raises(ValueError, match="in \\[0, 1\\)"):
+        Training(ema=1.0)
