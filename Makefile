@@ -51,7 +51,7 @@ reproduce: $(READY)  ## run every experiment that is not done yet, then the repo
 	@set -euo pipefail; \
 	found=$$($(BIN)/kws study $(STUDY) --profile "$(PROFILE)" --seeds "$(SEEDS)"); study=$${found%% *}; \
 	reports="$(KWS_HOME)/reports/$$study"; out="$$reports/notebooks"; mkdir -p "$$out"; \
-	state() { { echo "$$found|$(CORPUS)|$(PROFILE)|$(SEEDS)"; ls "$$out"; cat kwslib/*.py notebooks/0[1-5]*.ipynb \
+	state() { { echo "$$found|$(CORPUS)|$(PROFILE)|$(SEEDS)"; ls "$$out" | grep ^0 || true; cat kwslib/*.py notebooks/0[1-5]*.ipynb \
 	  "$(KWS_HOME)/checkpoints/$$study"/* "$$reports"/records/* 2>/dev/null || true; } | cksum; }; \
 	if [ "$$(state)" != "$$(cat "$$reports/.state" 2>/dev/null)" ]; then \
 	  for step in $(STEPS); do \

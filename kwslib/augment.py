@@ -202,9 +202,10 @@ def bank(
     """Augmented log-mels of the training clips, float16 (views, len(rows), F, T), memory-mapped.
 
     Half precision: its rounding (below 0.01 in the log) is far below the noise that was added.
-    ``others`` are rows of clips that may be heard before a word.
+    ``others`` are rows of clips that may be heard before a word, if the recipe wants that.
     """
     masks_come_later = replace(config, frequency_mask=0, time_mask=0)
+    others = others if config.context_share else others[:0]  # else nobody hears them
     key = identity(VERSION, corpus.fingerprint, rows.tolist(), others.tolist(), views, masks_come_later, features)
     path = corpus.folder / f"bank-{key}.npy"
     if not path.exists():
@@ -223,13 +224,17 @@ def bank(
 @torch.no_grad()
 def _view_block(corpus, rows, others, seed, config, features, out, batch=128) -> None:
     """One view of some clips into ``out``. The seed is that of view and block: more views change no earlier one."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     front_end, g = LogMel(features), Generator().manual_seed(int(identity(seed), 16) % 2**63)
     for i in range(0, len(rows), batch):
         chosen = rows[i : i + batch]
-        before = others[torch.randint(len(others), (len(chosen),), generator=g).numpy()]
-        clips, words_before = from_int16(corpus.waveforms[chosen]), from_int16(corpus.waveforms[before])
+        clips = words_before = from_int16(corpus.waveforms[chosen])
+        if len(others):
+            before = others[torch.randint(len(others), (len(chosen),), generator=g).numpy()]
+            words_before = from_int16(corpus.waveforms[before])
         out[i : i + batch] = front_end(vary(clips, words_before, corpus.noise, config, g)).numpy()
+    torch.set_num_threads(threads)
 
 
 def spec_augment(logmel: Tensor, config: Augmentation, g: Generator) -> Tensor:

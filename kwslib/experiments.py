@@ -177,17 +177,23 @@ class Study:
         """
         return _run(self, list(experiments))
 
-    def false_accept_rate(self, experiment: str, others: corpora.Corpus) -> pd.Series:
+    def false_accept_rate(
+        self, experiment: str, others: corpora.Corpus, kept: float = 0.99, keywords_of: "Study | None" = None
+    ) -> pd.Series:
         """Share of recordings of other words that each seed's model takes for the keyword, by seed.
 
-        Decided at the checkpoint's own threshold, which keeps 99 % of the val keywords. The recordings may
-        be of any corpus: what a detector does among people it was not trained on.
+        Args:
+            others: of any corpus: what does a detector do among people it was not trained on?
+            kept: share of the val keywords that must be accepted; it sets the threshold.
+            keywords_of: the study whose val keywords these are; this one by default. Another one makes
+                models comparable that were trained on different corpora.
         """
         logmels = features.logmels(others)[~others.is_keyword(self.keyword)]
         rates = {}
         for seed in range(self.seeds):
-            scores = train.score(self.model(experiment, seed), logmels)
-            rates[seed] = float((scores >= models.read_sidecar(self.checkpoint(experiment, seed))["threshold"]).mean())
+            model = self.model(experiment, seed)
+            threshold = _threshold(keywords_of or self, model, kept)
+            rates[seed] = float((train.score(model, logmels) >= threshold).mean())
         return pd.Series(rates, name=experiment)
 
     def results(self) -> "Results":
@@ -301,7 +307,8 @@ class _Task:
         recipe = {**describe(self.experiment), "name": "", "note": "", "control": "", "training": self.training}
         origins = [_identity_on_disk(self.study, name, self.seed) for name in self.experiment.needs]
         profile = self.study.profile
-        sizes = (profile.views, profile.bootstrap) if self.experiment.student else (profile.bootstrap,)
+        trained = (profile.views, augment.VERSION) if self.experiment.student else ()
+        sizes = (profile.bootstrap, *trained)
         return identity(recipe, self.study.corpus.fingerprint, self.study.split.sha256, self.seed, origins, sizes)
 
     def is_done(self) -> bool:
@@ -520,13 +527,10 @@ def _execute(task: _Task) -> None:
     _resume_file(task).unlink(missing_ok=True)
 
 
-KEPT = 0.99  # share of the val keywords that a checkpoint's own threshold accepts
-
-
-def _threshold(study: Study, model: nn.Module) -> float:
-    """The logit above which a clip counts as the keyword, for commands that must decide."""
+def _threshold(study: Study, model: nn.Module, kept: float = 0.99) -> float:
+    """The logit above which a clip counts as the keyword: it accepts this share of the val keywords."""
     rows = study.split.val[study.labels[study.split.val] == 1]
-    return metrics.threshold_keeping(KEPT, train.score(model.cpu(), study.logmels[rows]))
+    return metrics.threshold_keeping(kept, train.score(model.cpu(), study.logmels[rows]))
 
 
 def _trained(task: _Task) -> tuple[nn.Module, list[dict]]:

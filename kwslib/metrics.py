@@ -4,6 +4,7 @@ FA and FR are divided by the number of *all* clips, as in the reports, so with p
 keyword clips the area equals p (1 - p) (1 - ROC AUC). Lower is better.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -76,7 +77,9 @@ def threshold_keeping(share: float, keyword_scores: np.ndarray) -> float:
     >>> threshold_keeping(0.75, np.array([4.0, 1.0, 2.0, 3.0]))
     2.0
     """
-    return float(np.quantile(keyword_scores, 1 - share, method="lower"))
+    n = len(keyword_scores)
+    accepted = math.ceil(share * n - 1e-9)  # 0.99 * 100 is a little more than 99
+    return float(np.sort(keyword_scores)[n - accepted])
 
 
 def units(speakers: np.ndarray, is_keyword: np.ndarray) -> str:

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, SynthesisConfig, identity
 
-VERSION = 2  # raise it when the same plan would sound different
+VERSION = 3  # raise it when the same plan would sound different
 N_PARTS = 8  # fixed: it decides which utterances share a process
 
 # The 30 words of Speech Commands v0.01 (Warden 2018, arXiv:1804.03209).
@@ -218,10 +218,11 @@ def vocabulary(keyword: str, config: SynthesisConfig) -> Vocabulary:
     sound = espeak.phonemes(keyword)
     if not sound:
         raise ValueError(f"eSpeak NG cannot speak the keyword {keyword!r}: give a word in letters")
-    candidates = {word: espeak.phonemes(word) for word in NEIGHBOURS if word not in WORDS}
-    different = [word for word, ipa in candidates.items() if ipa != sound]
-    ranked = sorted(different, key=lambda w: (edit_distance(sound, candidates[w]) / max(len(candidates[w]), 3), w))
-    core = [word for word in WORDS if word != keyword]
+    sounds = {word: espeak.phonemes(word) for word in dict.fromkeys((*WORDS, *NEIGHBOURS))}
+    sounds = {word: ipa for word, ipa in sounds.items() if word != keyword and ipa != sound}  # no homophones
+    distance = {word: edit_distance(sound, ipa) / max(len(ipa), 3) for word, ipa in sounds.items()}
+    core = [word for word in sounds if word in WORDS]
+    ranked = sorted(set(sounds) - set(core), key=lambda word: (distance[word], word))
     near, far = ranked[: config.near_misses], sorted(ranked[config.near_misses :], key=identity)
     return Vocabulary(keyword, near, sorted([*core, *far][: config.vocabulary]))
 
@@ -235,13 +236,16 @@ def voice_variants() -> list[str]:
     return [names[i] for i in _rng("variants").permutation(len(names))]
 
 
+BABBLE_VOICES = 6  # kept for the noise: no test speaker may be heard in training, not even in a babble
+
+
 def speakers(count: int) -> dict[str, str]:
     """``voice_accent`` -> the name eSpeak NG knows it by, for ``count`` pairs of voice variant and accent.
 
     The voice is the speaker (the name before ``_``): however many accents it speaks with, a split by
     speaker keeps them together. Every voice is used once before any is used with another accent.
     """
-    variants = voice_variants()
+    variants = voice_variants()[:-BABBLE_VOICES]
     limit = len(variants) * len(ACCENTS)
     if count > limit:
         raise ValueError(f"eSpeak NG offers {limit} pairs of voice and accent, {count} were asked for")
@@ -313,7 +317,10 @@ def noise_recordings(purpose: str, seconds: int = 60) -> dict[str, np.ndarray]:
     t = np.arange(n) / SAMPLE_RATE
     overtones = sum(rng.uniform(0.1, 1) / k * np.sin(2 * np.pi * 50 * k * t + rng.uniform(0, 7)) for k in range(1, 12))
     recordings["hum"] = overtones + 0.02 * rng.standard_normal(n)
-    espeak, voices = Espeak(), list(speakers(40).values())
+    espeak, voices = (
+        Espeak(),
+        [f"{accent}+{voice}" for voice in voice_variants()[-BABBLE_VOICES:] for accent in ACCENTS],
+    )
     for name, talkers in (("babble-few", 3), ("babble-many", 8)):
         recordings[name] = sum(_talker(espeak, voices, rng, n) for _ in range(talkers))
     return {k: np.round(x / np.abs(x).max() * 0.9 * 32767).astype(np.int16) for k, x in recordings.items()}
