@@ -81,7 +81,8 @@ appendix: $(READY)  ## measure each augmentation, and synthetic speech against r
 	out="$(KWS_HOME)/reports/$$($(BIN)/kws name $(STUDY))/notebooks"; mkdir -p "$$out"; \
 	$(RUN) -r other "$(OTHER)" notebooks/appendix/$(APPENDIX).ipynb "$$out/unfinished_$(APPENDIX).ipynb" $(QUIET); \
 	mv "$$out/unfinished_$(APPENDIX).ipynb" "$$out/$(APPENDIX).ipynb"; \
-	$(BIN)/kws html "$$out/$(APPENDIX).ipynb"
+	$(BIN)/kws html "$$out/$(APPENDIX).ipynb"; \
+	if [ -e "$$out/../index.html" ]; then $(BIN)/kws report "$$($(BIN)/kws name $(STUDY))" > /dev/null; fi
 
 publish: $(READY)  ## copy a study to reports/reference and checkpoints/reference, and its table to the README
 	@$(BIN)/kws publish "$$($(BIN)/kws name $(STUDY))"
