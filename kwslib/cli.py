@@ -69,11 +69,18 @@ def _parser() -> argparse.ArgumentParser:
     opened = command(
         "study", _study, "check a run's parameters, prepare its corpus, print name and digests", checkpoint=False
     )
-    for parameters in (named, opened):
+    search = command("sweep", _sweep, "search for small models; goes on where it stopped", checkpoint=False)
+    search.add_argument("--trials", type=int, default=40, help="trained ones, earlier ones included (40)")
+    search.add_argument("--max-macs", type=int, default=93_000, help="per clip; more is not trained (93,000)")
+    search.add_argument("--epochs", type=int, default=20, help="of each trial (20)")
+    search.add_argument("--teacher", help="experiment that teaches, for example baseline")
+    search.add_argument("--storage", default="", metavar="URL", help="Optuna database, shared by many workers")
+    for parameters in (named, opened, search):
         parameters.add_argument("--corpus", default="synthetic")
         parameters.add_argument("--keyword", default="sheila")
         parameters.add_argument("--split", default="speaker")
-    opened.add_argument("--profile", default="standard")
+    for parameters in (opened, search):
+        parameters.add_argument("--profile", default="standard")
     opened.add_argument("--seeds", type=int, default=0)
     for name, run, text in (
         ("report", _report, "write the HTML report of a study from its records"),
@@ -199,6 +206,17 @@ def _study(options: argparse.Namespace) -> None:
     study = open_study(options.corpus, options.keyword, options.split, options.profile, options.seeds)
     # Prepares the corpus: whatever is wrong with it is said before any notebook runs.
     print(study.name, study.corpus.fingerprint, study.split.sha256)
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from kwslib import sweep  # Optuna takes a second to import, and no other command needs it
+
+    study = open_study(options.corpus, options.keyword, options.split, options.profile)
+    found = sweep.sweep(
+        study, options.trials, options.max_macs, options.epochs, options.storage, options.teacher or None
+    )
+    print(found[found["front"]].drop(columns="front").to_string())
+    print(f"\nThe Pareto front on val; all trials: {paths.reports(study.name) / 'sweep.csv'}")
 
 
 def _name(options: argparse.Namespace) -> None:
