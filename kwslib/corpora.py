@@ -6,6 +6,7 @@ with a row of 16,000 samples for each, in ``data/``. A changed folder is prepare
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import unicodedata
@@ -174,19 +175,18 @@ def _synthetic(keyword: str, n_speakers: int, config: SynthesisConfig) -> Corpus
 
 
 def _from_folder(root: Path, keyword: str | None) -> Corpus:
-    found = sorted(f for f in root.rglob("*") if f.suffix.lower() in AUDIO and not _is_hidden(f.relative_to(root)))
-    noise_files = [f for f in found if f.parent == root / NOISE_FOLDER]
-    files = [f for f in found if f.parent.parent == root and not f.parent.name.startswith("_")]
-    elsewhere = sorted(set(found).difference(files, noise_files))
-    words = sorted({_composed(f.parent.name) for f in files})
+    found = _audio_below(root)
+    noise_files = [name for name in found if name.rpartition("/")[0] == NOISE_FOLDER]
+    files = [name for name in found if name.count("/") == 1 and not name.startswith("_")]
+    words = sorted({_composed(_word(name)) for name in files})
     if not files:
         raise CorpusError(f"no recordings in {root}: expected <root>/<word>/*.wav or *.flac")
     if keyword is not None and _composed(keyword) not in words:
         raise CorpusError(f"the keyword {keyword!r} is not in {root}: its words are {', '.join(words)}")
     listing = []
     for file in found:
-        status = file.stat()
-        listing.append((ascii(file.relative_to(root).as_posix()), status.st_size, status.st_mtime_ns))
+        status = os.stat(root / file)
+        listing.append((ascii(file), status.st_size, status.st_mtime_ns))
     name = paths.slug(root.name)
     folder = paths.data() / f"{name}-{identity(VERSION, listing)[:8]}"
 
@@ -195,7 +195,8 @@ def _from_folder(root: Path, keyword: str | None) -> Corpus:
         noise, no_noise = _read_noise(root, noise_files)
         own_noise = bool(noise)
         noise = noise or synthesis.in_fresh_process(synthesis.noise_recordings, "background")
-        misplaced = {_printable(root, f): "not in a word's folder: expected <root>/<word>/<file>" for f in elsewhere}
+        elsewhere = sorted(set(found).difference(files, noise_files))
+        misplaced = {_printable(file): "not in a word's folder: expected <root>/<word>/<file>" for file in elsewhere}
         _finish(build, clips, noise, _left_out(left_out | no_noise | misplaced), list(clips["clip"]), own_noise)
 
     _prepare_once(folder, make)
@@ -205,13 +206,20 @@ def _from_folder(root: Path, keyword: str | None) -> Corpus:
     return corpus
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _audio_below(root: Path) -> list[str]:
+    """Names of all audio files in a folder and those in it, relative to it, sorted; hidden ones do not count."""
+    found = []
+    for folder, inner, files in os.walk(root):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        below = os.path.relpath(folder, root).replace(os.sep, "/")
+        prefix = "" if below == "." else f"{below}/"
+        found += [prefix + f for f in files if os.path.splitext(f)[1].lower() in AUDIO and not f.startswith(".")]
+    return sorted(found)
 
 
-def _printable(root: Path, file: Path) -> str:
-    """The name of a file in the corpus, in a form that can be written down whatever bytes it has."""
-    name = _composed(file.relative_to(root).as_posix())
+def _printable(name: str) -> str:
+    """The name of a file in a form that can be written down whatever bytes it has."""
+    name = _composed(name)
     return name if _is_unicode(name) else ascii(name)
 
 
@@ -292,7 +300,7 @@ def _table(clips: list[str], contents: list[str]) -> pd.DataFrame:
     )
 
 
-def _read_files(root: Path, files: list[Path], store: np.ndarray) -> tuple[pd.DataFrame, dict[str, str]]:
+def _read_files(root: Path, files: list[str], store: np.ndarray) -> tuple[pd.DataFrame, dict[str, str]]:
     """Fill the first rows of ``store`` with the usable files; the others by name, with the reason."""
     by_content: dict[str, str] = {}
     names: set[str] = set()
@@ -300,9 +308,9 @@ def _read_files(root: Path, files: list[Path], store: np.ndarray) -> tuple[pd.Da
     copies: dict[str, str] = {}
     unreadable: dict[str, str] = {}
     for file in tqdm(files, desc=f"reading {root.name}", unit="clip"):
-        clip = _printable(root, file)
+        clip = _printable(file)
         try:
-            samples = _usable(file)
+            samples = _usable(root / file)
         except CorpusError as error:
             unreadable[clip] = str(error)
             continue
@@ -314,7 +322,7 @@ def _read_files(root: Path, files: list[Path], store: np.ndarray) -> tuple[pd.Da
                 copies[twin] = f"the same recording as {clip}"
                 contradicted.add(content)
         elif clip in names:
-            copies[ascii(file.relative_to(root).as_posix())] = f"in another spelling of Unicode {clip} is there already"
+            copies[ascii(file)] = f"in another spelling of Unicode {clip} is there already"
         else:
             store[len(by_content)] = samples
             by_content[content] = clip
@@ -345,19 +353,19 @@ def _usable(file: Path) -> np.ndarray:
     return samples
 
 
-def _read_noise(root: Path, files: list[Path]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def _read_noise(root: Path, files: list[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The corpus's own background recordings that are longer than a clip; the others, with the reason."""
     noise, left_out = {}, {}
     for file in files:
         try:
-            samples = to_int16(read_clip(file))
+            samples = to_int16(read_clip(root / file))
         except CorpusError as error:
-            left_out[_printable(root, file)] = str(error)
+            left_out[_printable(file)] = str(error)
             continue
         if len(samples) > CLIP_SAMPLES:
-            noise[ascii(file.name)[1:-1]] = samples
+            noise[_printable(file.rpartition("/")[2])] = samples
         else:
-            left_out[_printable(root, file)] = "background noise must be longer than a second"
+            left_out[_printable(file)] = "background noise must be longer than a second"
     return noise, left_out
 
 

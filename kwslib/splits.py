@@ -155,14 +155,13 @@ def counts(corpus: Corpus, split: Split, keyword: str) -> pd.DataFrame:
 
 def leaks(corpus: Corpus, split: Split) -> pd.DataFrame:
     """What two subsets share: identical recordings (by content), speakers, and the share of clips by them."""
-    content, speaker = corpus.clips["content"].to_numpy(), corpus.clips["speaker"].to_numpy()
     rows = {}
     for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
-        first, second = split.subset(a), split.subset(b)
+        first, second = corpus.clips.iloc[split.subset(a)], corpus.clips.iloc[split.subset(b)]
         rows[f"{a} / {b}"] = {
-            "identical recordings": int(np.isin(content[second], content[first]).sum()),
-            "shared speakers": len(np.intersect1d(speaker[first], speaker[second])),
-            "clips of known speakers": float(np.isin(speaker[second], speaker[first]).mean()),
+            "identical recordings": int(second["content"].isin(first["content"]).sum()),
+            "shared speakers": len({*first["speaker"]} & {*second["speaker"]}),
+            "clips of known speakers": float(second["speaker"].isin(first["speaker"]).mean()),
         }
     return pd.DataFrame(rows).T.astype({"identical recordings": int, "shared speakers": int})
 
