@@ -209,9 +209,10 @@ def _from_folder(root: Path, keyword: str | None) -> Corpus:
 def _audio_below(root: Path) -> list[str]:
     """Names of all audio files in a folder and those in it, relative to it, sorted; hidden ones do not count."""
     found = []
-    for folder, inner, files in os.walk(root):
-        inner[:] = [name for name in inner if not name.startswith(".")]
+    for folder, inner, files in os.walk(root, followlinks=True):
         below = os.path.relpath(folder, root).replace(os.sep, "/")
+        deep = below.count("/") > 2  # nobody keeps recordings there, and a link may lead in a circle
+        inner[:] = [] if deep else [name for name in inner if not name.startswith(".")]
         prefix = "" if below == "." else f"{below}/"
         found += [prefix + f for f in files if os.path.splitext(f)[1].lower() in AUDIO and not f.startswith(".")]
     return sorted(found)

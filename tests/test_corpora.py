@@ -234,6 +234,17 @@ def test_an_interrupted_preparation_leaves_nothing_that_looks_complete(folder, m
     assert len(corpora.load(str(folder), "go").clips) == 72
 
 
+def test_a_word_may_be_a_link_to_its_folder_and_a_circle_ends(folder, tmp_path):
+    (folder / "go").rename(tmp_path / "elsewhere")
+    try:
+        (folder / "go").symlink_to(tmp_path / "elsewhere")
+        (tmp_path / "elsewhere" / "back").symlink_to(folder)
+    except OSError:
+        pytest.skip("this system does not let everybody make links")
+    corpus = corpora.load(str(folder), "go")
+    assert corpus.is_keyword("go").sum() == 24 and len(corpus.clips) == 72
+
+
 def test_two_that_want_the_same_corpus_wait_for_each_other(folder):
     reads = []
 
