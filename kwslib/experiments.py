@@ -95,6 +95,8 @@ class Experiment:
             )
         if (self.student is None) == (self.start is None):
             raise ValueError(f"experiment {self.name!r} needs either a student to train or a start to build on")
+        if self.name in (self.control, self.teacher, self.start):
+            raise ValueError(f"experiment {self.name!r} cannot be its own control, teacher or start")
         if self.teacher is None and any(term.needs_teacher for term in self.losses):
             raise ValueError(f"experiment {self.name!r} distils but names no teacher")
 
