@@ -3,7 +3,7 @@ SHELL         := bash
 .SHELLFLAGS   := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup reproduce report appendix publish test lab lint lock clean clean-data
+.PHONY: help setup reproduce report appendix sweep publish test lab lint lock clean clean-data
 
 CORPUS  ?= synthetic
 KEYWORD ?= sheila
@@ -11,6 +11,10 @@ SPLIT   ?= speaker
 PROFILE ?= standard
 SEEDS   ?= 0
 OTHER   ?=
+TRIALS  ?= 40
+MAX_MACS ?= 93000
+TEACHER ?=
+STORAGE ?=
 ARGS    ?=
 KWS_HOME ?= .
 export KWS_HOME
@@ -81,7 +85,12 @@ appendix: $(READY)  ## measure each augmentation, and synthetic speech against r
 	out="$(KWS_HOME)/reports/$$($(BIN)/kws name $(STUDY))/notebooks"; mkdir -p "$$out"; \
 	$(RUN) -r other "$(OTHER)" notebooks/appendix/$(APPENDIX).ipynb "$$out/unfinished_$(APPENDIX).ipynb" $(QUIET); \
 	mv "$$out/unfinished_$(APPENDIX).ipynb" "$$out/$(APPENDIX).ipynb"; \
-	$(BIN)/kws html "$$out/$(APPENDIX).ipynb"
+	$(BIN)/kws html "$$out/$(APPENDIX).ipynb"; \
+	if [ -e "$$out/../index.html" ]; then $(BIN)/kws report "$$($(BIN)/kws name $(STUDY))" > /dev/null; fi
+
+sweep: $(READY)  ## search for small models [TRIALS=40] [MAX_MACS=93000] [TEACHER=baseline] [STORAGE=database URL]
+	@$(BIN)/kws sweep $(STUDY) --profile "$(PROFILE)" --trials "$(TRIALS)" --max-macs "$(MAX_MACS)" \
+	  --teacher "$(TEACHER)" --storage "$(STORAGE)"
 
 publish: $(READY)  ## copy a study to reports/reference and checkpoints/reference, and its table to the README
 	@$(BIN)/kws publish "$$($(BIN)/kws name $(STUDY))"

@@ -41,8 +41,9 @@ def _parser() -> argparse.ArgumentParser:
                 "--checkpoint", type=Path, required=True, metavar="P",
                 help="a .pt file of this project, or a plain state dict with the names of the reports",
             )  # fmt: skip
-            added.add_argument("--mel-stride", type=int, metavar="N", help="of a plain state dict, where ambiguous")
-            added.add_argument("--frame-stride", type=int, default=8, metavar="N", help="of a plain state dict (8)")
+            if name != "stream":  # published models were trained on frames that look ahead
+                added.add_argument("--mel-stride", type=int, metavar="N", help="of a plain state dict, where ambiguous")
+                added.add_argument("--frame-stride", type=int, default=8, metavar="N", help="of a plain state dict (8)")
             added.add_argument("--json", action="store_true", help="print JSON for programs")
         return added
 
@@ -68,11 +69,18 @@ def _parser() -> argparse.ArgumentParser:
     opened = command(
         "study", _study, "check a run's parameters, prepare its corpus, print name and digests", checkpoint=False
     )
-    for parameters in (named, opened):
+    search = command("sweep", _sweep, "search for small models; goes on where it stopped", checkpoint=False)
+    search.add_argument("--trials", type=int, default=40, help="trained ones, earlier ones included (40)")
+    search.add_argument("--max-macs", type=int, default=93_000, help="per clip; more is not trained (93,000)")
+    search.add_argument("--epochs", type=int, default=20, help="of each trial (20)")
+    search.add_argument("--teacher", help="experiment that teaches, for example baseline")
+    search.add_argument("--storage", default="", metavar="URL", help="Optuna database, shared by many workers")
+    for parameters in (named, opened, search):
         parameters.add_argument("--corpus", default="synthetic")
         parameters.add_argument("--keyword", default="sheila")
         parameters.add_argument("--split", default="speaker")
-    opened.add_argument("--profile", default="standard")
+    for parameters in (opened, search):
+        parameters.add_argument("--profile", default="standard")
     opened.add_argument("--seeds", type=int, default=0)
     for name, run, text in (
         ("report", _report, "write the HTML report of a study from its records"),
@@ -99,11 +107,16 @@ def _print(values: dict | list, as_json: bool) -> None:
 
 def _open_checkpoint(options: argparse.Namespace) -> tuple[torch.nn.Module, CRNNConfig, FeatureConfig, dict]:
     """Model, its sizes, its front end, and what else is known: of a published state dict, nothing."""
-    if options.checkpoint.with_suffix(".json").exists():
+    if options.command == "stream" or models.is_described(options.checkpoint):
         model, sidecar = quantize.load(options.checkpoint)
         wanted = {key: value for key, value in sidecar["features"].items() if key != "class"}
         return model, quantize.config_of(sidecar), FeatureConfig(**wanted), sidecar
     model = models.load_published(options.checkpoint, options.mel_stride, options.frame_stride)
+    print(
+        f"{options.checkpoint} has no description beside it: taken for a published state dict, "
+        f"centered log-mels, strides {model.config.stride}",
+        file=sys.stderr,
+    )
     return model, model.config, FeatureConfig(framing="centered"), {}
 
 
@@ -128,7 +141,7 @@ def _cost(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     model, _, front_end, known = _open_checkpoint(options)
-    keyword = options.keyword or known.get("keyword")
+    keyword = corpora.clean_keyword(options.corpus, options.keyword or known.get("keyword") or "")
     if not keyword:
         raise ValueError("this checkpoint does not say its keyword: name it with --keyword")
     # A keyword named here must be there; the checkpoint's own may be missing: then others are all there is to hear.
@@ -139,24 +152,27 @@ def _evaluate(options: argparse.Namespace) -> None:
     result = {"n_keyword": int(is_keyword.sum()), "n_other": int((~is_keyword).sum())}
     threshold = known.get("threshold") if options.threshold is None else options.threshold
     if threshold is not None:
-        result |= {"threshold": threshold, "fa_rate": float((scores >= threshold)[~is_keyword].mean())}
+        result["threshold"] = threshold
+        if not is_keyword.all():
+            result["fa_rate"] = float((scores >= threshold)[~is_keyword].mean())
+        if is_keyword.any():
+            result["miss_rate"] = float((scores < threshold)[is_keyword].mean())
     if is_keyword.any() and not is_keyword.all():
         area = metrics.au_fa_fr(scores, is_keyword)
         interval = records.interval95(metrics.bootstrap(scores, is_keyword, speakers, resamples=1000))
         result |= {"au_fa_fr": area, "au_fa_fr_ci95": list(interval)}
         result |= {"interval_over": metrics.units(speakers, is_keyword), "roc_auc": metrics.roc_auc(area, is_keyword)}
-        if threshold is not None:
-            result["miss_rate"] = float((scores < threshold)[is_keyword].mean())
     elif threshold is None:
         raise ValueError(
             f"{options.corpus} has no clips of {keyword!r}, or nothing else: "
-            "only a false-accept rate could be given, and that needs --threshold"
+            "only the rate at a threshold could be given, name one with --threshold"
         )
     _print(result, options.json)
 
 
 def _corpus(options: argparse.Namespace) -> None:
-    corpus = corpora.load(_corpus_argument(options.corpus), options.keyword)
+    keyword = options.keyword and corpora.clean_keyword(options.corpus, options.keyword)
+    corpus = corpora.load(_corpus_argument(options.corpus), keyword)
     if options.json:
         left_out = corpus.unusable.to_dict("records")
         print(json.dumps({**corpus.summary().to_dict(), "fingerprint": corpus.fingerprint, "left_out": left_out}))
@@ -190,6 +206,17 @@ def _study(options: argparse.Namespace) -> None:
     study = open_study(options.corpus, options.keyword, options.split, options.profile, options.seeds)
     # Prepares the corpus: whatever is wrong with it is said before any notebook runs.
     print(study.name, study.corpus.fingerprint, study.split.sha256)
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from kwslib import sweep  # Optuna takes a second to import, and no other command needs it
+
+    study = open_study(options.corpus, options.keyword, options.split, options.profile)
+    found = sweep.sweep(
+        study, options.trials, options.max_macs, options.epochs, options.storage, options.teacher or None
+    )
+    print(found[found["front"]].drop(columns="front").to_string())
+    print(f"\nThe Pareto front on val; all trials: {paths.reports(study.name) / 'sweep.csv'}")
 
 
 def _name(options: argparse.Namespace) -> None:

@@ -6,15 +6,18 @@ with a row of 16,000 samples for each, in ``data/``. A changed folder is prepare
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import soundfile
+from filelock import FileLock
 from scipy import signal
 from tqdm.auto import tqdm
 
@@ -23,7 +26,7 @@ from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, SynthesisConfig, identity, 
 
 # What a person would call a recording. soundfile reads the first line; a file of the second is
 # listed as unusable rather than overlooked.
-AUDIO = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf"}
+AUDIO = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64", ".rf64"}
 AUDIO |= {".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".3gp"}
 NAMES = ("synthetic", *speech_commands.ARCHIVES)  # what is not a folder
 NOISE_FOLDER = "_background_noise_"
@@ -64,16 +67,22 @@ class Corpus:
         """True for each clip of the keyword, (clips,)."""
         return (self.clips["word"] == _composed(keyword)).to_numpy()
 
+    @property
+    def names_tell_speakers(self) -> bool:
+        """Whether most file names have a ``_`` and some begin alike, so that speakers can be told apart."""
+        with_speaker = self.clips["clip"].str.rpartition("/")[2].str.contains("_").mean()
+        return with_speaker > 0.5 and self.clips["speaker"].duplicated().any()
+
     def summary(self) -> pd.Series:
         """What there is: clips, hours, words, speakers, files left out, fingerprint."""
-        speakers = self.clips["speaker"].nunique()
+        speakers = self.clips["speaker"].nunique() if self.names_tell_speakers else "unknown: the file names tell none"
         return pd.Series(
             {
                 "corpus": self.name,
                 "clips": len(self.clips),
                 "hours": round(len(self.clips) * CLIP_SAMPLES / SAMPLE_RATE / 3600, 2),
                 "words": self.clips["word"].nunique(),
-                "speakers": speakers if speakers < len(self.clips) else "unknown: each file name begins differently",
+                "speakers": speakers,
                 "files left out": len(self.unusable),
                 "fingerprint": self.fingerprint[:12],
             },
@@ -123,6 +132,8 @@ def clean_keyword(corpus: str, keyword: str) -> str:
 def speaker_of(clip: str) -> str:
     """The speaker, by the convention of Speech Commands: the file name before the first ``_``.
 
+    Of a name without one nobody knows the speaker: the whole name is taken.
+
     >>> speaker_of("sheila/0a7c2a8d_nohash_0.wav")
     '0a7c2a8d'
     """
@@ -147,48 +158,79 @@ def _synthetic(keyword: str, n_speakers: int, config: SynthesisConfig) -> Corpus
     parts.append("" if config == SynthesisConfig() else identity(config)[:6])
     name = "-".join(filter(None, parts))
     folder = paths.data() / f"{name}-{key[:8]}"
-    if not (folder / "meta.json").exists():
-        words = vocabulary(keyword, config)
-        with _preparing(folder) as build:
-            voices = synthesis.speakers(n_speakers)
-            said = synthesis.plan(voices, words, config)
-            clips = [utterance.clip for part in said for utterance in part]
-            waveforms = _new_store(build, len(clips))
-            noise = synthesis.make_corpus(said, voices, config, waveforms)
-            full_size = synthesis.speakers(profile("standard").synthetic_speakers)
-            planned = [utterance.clip for part in synthesis.plan(full_size, words, config) for utterance in part]
-            table = _table(clips, [_content(row) for row in waveforms])
-            _finish(build, table, noise, pd.DataFrame({"clip": [], "reason": []}), planned)
+
+    def make(build: Path) -> None:
+        words, voices = vocabulary(keyword, config), synthesis.speakers(n_speakers)
+        said = synthesis.plan(voices, words, config)
+        clips = [utterance.clip for part in said for utterance in part]
+        waveforms = _new_store(build, len(clips))
+        noise = synthesis.make_corpus(said, voices, config, waveforms)
+        full_size = synthesis.speakers(profile("standard").synthetic_speakers)
+        planned = [utterance.clip for part in synthesis.plan(full_size, words, config) for utterance in part]
+        table = _table(clips, [_content(row) for row in waveforms])
+        _finish(build, table, noise, _left_out({}), planned)
+
+    _prepare_once(folder, make)
     return _open(folder, name)
 
 
 def _from_folder(root: Path, keyword: str | None) -> Corpus:
-    files = sorted(f for f in root.glob("*/*") if f.suffix.lower() in AUDIO and not f.name.startswith("."))
-    noise_files = [f for f in files if f.parent.name == NOISE_FOLDER]
-    files = [f for f in files if not f.parent.name.startswith(("_", "."))]
-    words = sorted({_composed(f.parent.name) for f in files})
+    found = _audio_below(root)
+    noise_files = [name for name in found if name.rpartition("/")[0] == NOISE_FOLDER]
+    files = [name for name in found if name.count("/") == 1 and not name.startswith("_")]
+    words = sorted({_composed(_word(name)) for name in files})
     if not files:
         raise CorpusError(f"no recordings in {root}: expected <root>/<word>/*.wav or *.flac")
     if keyword is not None and _composed(keyword) not in words:
         raise CorpusError(f"the keyword {keyword!r} is not in {root}: its words are {', '.join(words)}")
     listing = []
-    for file in files + noise_files:
-        status = file.stat()
-        listing.append((ascii(file.relative_to(root).as_posix()), status.st_size, status.st_mtime_ns))
+    for file in found:
+        status = os.stat(root / file)
+        listing.append((ascii(file), status.st_size, status.st_mtime_ns))
     name = paths.slug(root.name)
     folder = paths.data() / f"{name}-{identity(VERSION, listing)[:8]}"
-    if not (folder / "meta.json").exists():
-        with _preparing(folder) as build:
-            clips, unusable = _read_files(root, files, _new_store(build, len(files)))
-            noise, no_noise = _read_noise(root, noise_files)
-            own_noise = bool(noise)
-            noise = noise or synthesis.in_fresh_process(synthesis.noise_recordings, "background")
-            unusable = pd.concat([unusable, no_noise], ignore_index=True)
-            _finish(build, clips, noise, unusable, list(clips["clip"]), own_noise)
+
+    def make(build: Path) -> None:
+        clips, left_out = _read_files(root, files, _new_store(build, len(files)))
+        noise, no_noise = _read_noise(root, noise_files)
+        own_noise = bool(noise)
+        noise = noise or synthesis.in_fresh_process(synthesis.noise_recordings, "background")
+        elsewhere = sorted(set(found).difference(files, noise_files))
+        misplaced = {_printable(file): "not in a word's folder: expected <root>/<word>/<file>" for file in elsewhere}
+        _finish(build, clips, noise, _left_out(left_out | no_noise | misplaced), list(clips["clip"]), own_noise)
+
+    _prepare_once(folder, make)
     corpus = _open(folder, name)
     if keyword is not None and not corpus.is_keyword(keyword).any():
         raise CorpusError(f"no recording of {keyword!r} in {root} could be read: see {folder / 'unusable.csv'}")
     return corpus
+
+
+def _audio_below(root: Path) -> list[str]:
+    """Names of all audio files in a folder and those in it, relative to it, sorted; hidden ones do not count."""
+    found = []
+    for folder, inner, files in os.walk(root, followlinks=True):
+        below = os.path.relpath(folder, root).replace(os.sep, "/")
+        deep = below.count("/") > 2  # nobody keeps recordings there, and a link may lead in a circle
+        inner[:] = [] if deep else [name for name in inner if not name.startswith(".")]
+        prefix = "" if below == "." else f"{below}/"
+        found += [prefix + f for f in files if os.path.splitext(f)[1].lower() in AUDIO and not f.startswith(".")]
+    return sorted(found)
+
+
+def _printable(name: str) -> str:
+    """The name of a file in a form that can be written down whatever bytes it has."""
+    name = _composed(name)
+    return name if _is_unicode(name) else ascii(name)
+
+
+def _is_unicode(name: str) -> bool:
+    """False for a name whose bytes are not UTF-8, which Python keeps as surrogates."""
+    return not any(0xD800 <= ord(letter) <= 0xDFFF for letter in name)
+
+
+def _left_out(reasons: dict[str, str]) -> pd.DataFrame:
+    return pd.DataFrame(reasons.items(), columns=["clip", "reason"])
 
 
 def read_clip(path: Path) -> np.ndarray:
@@ -220,10 +262,10 @@ def read_clip(path: Path) -> np.ndarray:
 def _promised_more(remarks: str) -> bool:
     """Whether libsndfile remarked that the audio is shorter than its header says.
 
-    A header written to a pipe says 4 GB because the length was not known: that is no loss.
+    A header written to a pipe says 2 or 4 GB because the length was not known: that is no loss.
     """
     sizes = re.findall(r"(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", remarks)
-    return any(int(there) < int(said) < 2**32 - 1024 for said, there in sizes)
+    return any(int(there) < int(said) < 0x7FFFF000 for said, there in sizes)
 
 
 def one_second(samples: np.ndarray) -> np.ndarray:
@@ -259,39 +301,39 @@ def _table(clips: list[str], contents: list[str]) -> pd.DataFrame:
     )
 
 
-def _read_files(root: Path, files: list[Path], store: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Fill the first rows of ``store`` with the usable files; list the others with the reason."""
+def _read_files(root: Path, files: list[str], store: np.ndarray) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Fill the first rows of ``store`` with the usable files; the others by name, with the reason."""
     by_content: dict[str, str] = {}
     names: set[str] = set()
     contradicted: set[str] = set()
-    left_out: dict[str, str] = {}
-    unreadable = 0
+    copies: dict[str, str] = {}
+    unreadable: dict[str, str] = {}
     for file in tqdm(files, desc=f"reading {root.name}", unit="clip"):
-        clip = _composed(file.relative_to(root).as_posix())
+        clip = _printable(file)
         try:
-            clip.encode()
-            samples = to_int16(one_second(read_clip(file)))
-        except (CorpusError, UnicodeEncodeError) as error:
-            known = isinstance(error, CorpusError)
-            left_out[clip if known else ascii(clip)] = str(error) if known else "its name is not UTF-8"
-            unreadable += 1
+            samples = _usable(root / file)
+        except CorpusError as error:
+            unreadable[clip] = str(error)
             continue
         content = _content(samples)
         if content in by_content:
             twin = by_content[content]
-            left_out[clip] = f"the same recording as {twin}"
+            copies[clip] = f"the same recording as {twin}"
             if _word(clip) != _word(twin):  # one of the two words is wrong, nobody knows which
-                left_out[twin] = f"the same recording as {clip}"
+                copies[twin] = f"the same recording as {clip}"
                 contradicted.add(content)
         elif clip in names:
-            left_out[ascii(file.name)] = f"in another spelling of Unicode it is {clip}, which is there already"
+            copies[ascii(file)] = f"in another spelling of Unicode {clip} is there already"
         else:
             store[len(by_content)] = samples
             by_content[content] = clip
             names.add(clip)
-    if unreadable > UNUSABLE_LIMIT * len(files):
+    if len(unreadable) > UNUSABLE_LIMIT * len(files):
+        listing = paths.data() / f"{paths.slug(root.name)}-unusable.csv"
+        paths.write_atomically(listing, _left_out(unreadable).to_csv(index=False))
         raise CorpusError(
-            f"{unreadable} of {len(files)} files in {root} cannot be used, for example: {next(iter(left_out.values()))}"
+            f"{len(unreadable)} of {len(files)} files in {root} cannot be used, for example: "
+            f"{next(iter(unreadable.values()))}. All of them: {listing}"
         )
     kept = [row for row, content in enumerate(by_content) if content not in contradicted]
     if contradicted:
@@ -299,42 +341,56 @@ def _read_files(root: Path, files: list[Path], store: np.ndarray) -> tuple[pd.Da
             store[to] = store[row]
     contents = list(by_content)
     table = _table([by_content[contents[row]] for row in kept], [contents[row] for row in kept])
-    return table, pd.DataFrame(left_out.items(), columns=["clip", "reason"])
+    return table, unreadable | copies
 
 
-def _read_noise(root: Path, files: list[Path]) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
-    """The corpus's own background recordings that are longer than a clip, and the files that are not usable."""
+def _usable(file: Path) -> np.ndarray:
+    """One second of a recording as int16, or the reason why not."""
+    if not _is_unicode(str(file)):
+        raise CorpusError("its name is not UTF-8")
+    samples = to_int16(one_second(read_clip(file)))
+    if not samples.any():
+        raise CorpusError(f"{file} is silent: too faint for 16 bits")
+    return samples
+
+
+def _read_noise(root: Path, files: list[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The corpus's own background recordings that are longer than a clip; the others, with the reason."""
     noise, left_out = {}, {}
     for file in files:
         try:
-            samples = to_int16(read_clip(file))
+            samples = to_int16(read_clip(root / file))
         except CorpusError as error:
-            left_out[file.relative_to(root).as_posix()] = str(error)
+            left_out[_printable(file)] = str(error)
             continue
         if len(samples) > CLIP_SAMPLES:
-            noise[file.stem] = samples
+            noise[_printable(file.rpartition("/")[2])] = samples
         else:
-            left_out[file.relative_to(root).as_posix()] = "background noise must be longer than a second"
-    return noise, pd.DataFrame(left_out.items(), columns=["clip", "reason"])
+            left_out[_printable(file)] = "background noise must be longer than a second"
+    return noise, left_out
 
 
-class _preparing:
-    """Build a corpus beside its final place and move it there only when complete."""
+def _prepare_once(folder: Path, make: Callable[[Path], None]) -> None:
+    """Let ``make`` fill a folder beside its final place and move it there when it is complete.
 
-    def __init__(self, folder: Path):
-        self.folder, self.build = folder, folder.with_name(folder.name + ".tmp")
-
-    def __enter__(self) -> Path:
-        shutil.rmtree(self.build, ignore_errors=True)
-        self.build.mkdir(parents=True)
-        return self.build
-
-    def __exit__(self, failed, *_):
-        if failed:
-            shutil.rmtree(self.build, ignore_errors=True)
-        else:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.build.rename(self.folder)
+    A second process that wants the same corpus waits for the first one and finds it done.
+    """
+    complete, build = folder / "meta.json", folder.with_name(folder.name + ".tmp")
+    if complete.exists():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(folder.name + ".lock")):
+        if complete.exists():
+            return
+        shutil.rmtree(build, ignore_errors=True)
+        build.mkdir()
+        try:
+            make(build)
+        except BaseException:
+            shutil.rmtree(build, ignore_errors=True)
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+        build.rename(folder)
 
 
 def _new_store(folder: Path, n_clips: int) -> np.memmap:
@@ -357,8 +413,8 @@ def _finish(
             digest.update(name.encode() + samples.tobytes())
     clips.to_csv(folder / "clips.csv", index=False)
     unusable.to_csv(folder / "unusable.csv", index=False)
-    np.savez(folder / "noise.npz", **noise)
-    meta = {"fingerprint": digest.hexdigest(), "planned": planned}
+    np.savez(folder / "noise.npz", **{f"noise_{i}": samples for i, samples in enumerate(noise.values())})
+    meta = {"fingerprint": digest.hexdigest(), "planned": planned, "noise": list(noise)}
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
@@ -367,7 +423,7 @@ def _open(folder: Path, name: str) -> Corpus:
     text = {"dtype": str, "keep_default_na": False}  # a word may be called "null"
     clips = pd.read_csv(folder / "clips.csv", **text)
     with np.load(folder / "noise.npz") as noise:
-        recordings = dict(noise)
+        recordings = {name: noise[f"noise_{i}"] for i, name in enumerate(meta["noise"])}
     return Corpus(
         name=name,
         clips=clips,

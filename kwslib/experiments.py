@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 from IPython.display import Markdown
-from joblib import Parallel, cpu_count, delayed
+from joblib import Parallel, cpu_count, delayed, parallel_config
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -95,6 +95,8 @@ class Experiment:
             )
         if (self.student is None) == (self.start is None):
             raise ValueError(f"experiment {self.name!r} needs either a student to train or a start to build on")
+        if self.name in (self.control, self.teacher, self.start):
+            raise ValueError(f"experiment {self.name!r} cannot be its own control, teacher or start")
         if self.teacher is None and any(term.needs_teacher for term in self.losses):
             raise ValueError(f"experiment {self.name!r} distils but names no teacher")
 
@@ -458,11 +460,39 @@ def _prepare_data(study: Study, tasks: list[_Task]) -> None:
 
 
 def _in_parallel(tasks: list[_Task]):
-    """(label, error or '') of each task as it ends. One process per core, one thread each."""
-    most = cpu_count() if _device() == "cpu" else min(cpu_count(), GPU_JOBS)
-    jobs = min(most, len(tasks)) or 1
+    """(label, error or '') of each task as it ends. One process per core, one thread each.
+
+    With ``KWS_CLUSTER=tcp://host:port``, the address of a Dask scheduler, its workers are used instead: as
+    many tasks at a time as they have threads, on other machines too when all see the same ``KWS_HOME``. What
+    a lost worker was doing is given to another one.
+    """
+    address = os.environ.get("KWS_CLUSTER")
     home = str(paths.home())
-    return Parallel(n_jobs=jobs, return_as="generator_unordered")(delayed(_attempt)(task, home) for task in tasks)
+    # A fresh study has read nothing yet: its data is not sent around, each process maps the files itself.
+    calls = [delayed(_attempt)(dataclasses.replace(t, study=dataclasses.replace(t.study)), home) for t in tasks]
+    if not address:
+        most = cpu_count() if _device() == "cpu" else min(cpu_count(), GPU_JOBS)
+        yield from Parallel(n_jobs=min(most, len(tasks)) or 1, return_as="generator_unordered")(calls)
+    elif tasks:
+        with _cluster(address), parallel_config(backend="dask"):
+            yield from Parallel(return_as="generator_unordered")(calls)
+
+
+def _cluster(address: str):
+    """A client of the scheduler at this address, whose workers run one task at a time each."""
+    try:
+        from distributed import Client
+    except ImportError:
+        raise ExperimentError("KWS_CLUSTER needs the package distributed: pip install 'kwslib[cluster]'") from None
+    try:
+        client = Client(address, timeout="10s")
+    except (OSError, ValueError) as error:
+        raise ExperimentError(f"no Dask scheduler at {address} ({error}): start one, or unset KWS_CLUSTER") from None
+    threads = [worker["nthreads"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
+    if not threads or max(threads) > 1:  # two trainings in one process would share a random generator
+        client.close()
+        raise ExperimentError(f"{address} needs workers with one thread each: start them with --nthreads 1")
+    return client
 
 
 def _attempt(task: _Task, home: str) -> tuple[str, str]:

@@ -7,6 +7,7 @@ State-dict names are those of the reports (``conv.0.*``, ``gru.*``, ``attention.
 
 import io
 import json
+import pickle
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -156,6 +157,15 @@ def read_sidecar(path: Path) -> dict:
     return described
 
 
+def is_described(path: Path) -> bool:
+    """Whether the JSON of a checkpoint of this project stands beside the file."""
+    try:
+        read_sidecar(path)
+    except CheckpointError:
+        return False
+    return True
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """A state dict from a file, tensors only, never code.
 
@@ -168,6 +178,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint at {path}: train it first, or check the name") from None
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{path} is not a checkpoint of this project: it holds other things than weights and is not opened"
+        ) from None
     except Exception as error:  # torch raises a dozen kinds for a damaged or foreign file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} is not a checkpoint of this project: {reason}") from None
@@ -197,6 +211,10 @@ def load_published(path: Path, mel_stride: int | None = None, frame_stride: int 
     state = {name: t for name, t in state.items() if name.rpartition(".")[2] not in ("total_ops", "total_params")}
     if not state or not all(isinstance(t, Tensor) for t in state.values()):
         raise CheckpointError(f"{path} is not a plain state dict: it holds {', '.join(map(str, list(state)[:5]))}")
+    if any(t.is_quantized or not t.is_floating_point() for t in state.values()):
+        raise CheckpointError(
+            f"{path} holds integer weights: only fp32 and fp16 state dicts can be read without a JSON"
+        )
     bad = [name for name, t in state.items() if not torch.isfinite(t.float()).all()]
     if bad:
         raise CheckpointError(f"{path}: {', '.join(bad)} hold values that are not numbers")
@@ -211,6 +229,10 @@ def load_published(path: Path, mel_stride: int | None = None, frame_stride: int 
 
 def _config_of_shapes(shapes: dict[str, tuple], mel_stride: int | None, frame_stride: int) -> CRNNConfig:
     _, _, kernel_bins, kernel_frames = shapes["conv.0.weight"]
+    if frame_stride < 1:
+        raise ValueError(f"a frame stride of {frame_stride} makes no steps")
+    if shapes["classifier.weight"][0] != 2:
+        raise ValueError(f"it tells {shapes['classifier.weight'][0]} classes apart, a keyword detector 2")
     channels = shapes.get("conv.1.weight", shapes["conv.0.weight"])[0]
     hidden = shapes["gru.weight_hh_l0"][1]
     gates, rest = divmod(shapes["gru.weight_hh_l0"][0], hidden)
@@ -234,5 +256,4 @@ def _config_of_shapes(shapes: dict[str, tuple], mel_stride: int | None, frame_st
         attention_size=0 if "attention.energy.weight" in shapes else shapes["attention.energy.0.weight"][0],
         cell=cells[0],
         separable="conv.1.weight" in shapes,
-        num_classes=shapes["classifier.weight"][0],
     )

@@ -169,7 +169,7 @@ def summary(records: list[dict], baseline: str = "baseline") -> pd.DataFrame:
     out[["gain", "gain_low", "gain_high"]] = np.nan
     areas = table.pivot(index="seed", columns="experiment", values="au_fa_fr")
     for name, control in out["control"].items():
-        common = areas[[name, control]].dropna() if control in rows else pd.DataFrame()
+        common = areas[[name, control]].dropna() if control in rows and control != name else pd.DataFrame()
         if len(common):
             seeds = set(common.index)
             difference = replicates(records, control, seeds) - replicates(records, name, seeds)

@@ -4,9 +4,9 @@ Addresses and checksums are torchaudio's. The rest is done here, because torchau
 over after an interruption, unpacks whatever an archive says, and takes a half-unpacked folder for complete.
 """
 
+import gzip
 import hashlib
 import http.client
-import re
 import shutil
 import tarfile
 import zlib
@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+from filelock import FileLock
 from torchaudio.datasets.speechcommands import _CHECKSUMS
 from tqdm.auto import tqdm
 
@@ -36,7 +37,7 @@ def subset_of(clip: str) -> str:
     >>> subset_of("bed/0c40e715_nohash_0.wav"), subset_of("bed/026290a7_nohash_0.wav")
     ('test', 'val')
     """
-    speaker = re.sub(r"_nohash_.*$", "", PurePosixPath(clip).name)
+    speaker = PurePosixPath(clip).stem.split("_")[0]
     largest = 2**27 - 1
     percent = int(hashlib.sha1(speaker.encode()).hexdigest(), 16) % (largest + 1) * (100 / largest)
     return "val" if percent < 10 else "test" if percent < 20 else "train"
@@ -46,22 +47,28 @@ def folder(name: str) -> Path:
     """The unpacked dataset, downloaded when it is not there yet. An interrupted download is continued.
 
     Raises:
-        DownloadError: no network, cut off, a wrong checksum, or an archive that is not what it should be.
-        OSError: the disk is too small.
+        DownloadError: no network, cut off, a wrong checksum, an archive that is not what it should be, or
+            too little room.
     """
     target = paths.downloads() / name
     if not target.is_dir():
-        url, sha256 = ARCHIVES[name]
-        archive = target.with_name(name + ".tar.gz")
-        if not archive.exists():
-            _download(url, sha256, archive)
-        _unpack(archive, target)
-        archive.unlink()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(name + ".lock")):  # a second process waits, and finds it done
+            if not target.is_dir():
+                _fetch_and_unpack(name, target)
     return target
 
 
+def _fetch_and_unpack(name: str, target: Path) -> None:
+    url, sha256 = ARCHIVES[name]
+    archive = target.with_name(name + ".tar.gz")
+    if not archive.exists():
+        _download(url, sha256, archive)
+    _unpack(archive, target)
+    archive.unlink()
+
+
 def _download(url: str, sha256: str, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     try:
         _fetch(url, part)
@@ -90,16 +97,17 @@ def _fetch(url: str, part: Path) -> None:
     with response:
         if response.status != 206:  # the server begins at the beginning
             done = 0
-        left = int(response.headers["Content-Length"])
-        paths.require_space(part.parent, int(left + UNPACKED * (done + left)))
-        bar = tqdm(desc=f"downloading {part.stem}", total=done + left, initial=done, unit="B", unit_scale=True)
+        length = response.headers["Content-Length"]  # a proxy may leave it out
+        total = done + int(length) if length else None
+        paths.require_space(part.parent, int(UNPACKED * (total or 0)) + int(length or 0))
+        bar = tqdm(desc=f"downloading {part.stem}", total=total, initial=done, unit="B", unit_scale=True)
         with bar, part.open("ab" if done else "wb") as file:
             while block := response.read(1 << 20):
                 file.write(block)
-                left -= len(block)
+                done += len(block)
                 bar.update(len(block))
-    if left:
-        raise OSError(f"the connection ended {left / 1e6:,.1f} MB early")
+    if total is not None and done < total:
+        raise OSError(f"the connection ended {(total - done) / 1e6:,.1f} MB early")
 
 
 def _unpack(archive: Path, target: Path) -> None:
@@ -111,8 +119,10 @@ def _unpack(archive: Path, target: Path) -> None:
             for member in tqdm(tar, desc=f"unpacking {target.name}", unit="file"):
                 _write_member(tar, member, build)
         build.rename(target)
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, gzip.BadGzipFile) as error:
         raise DownloadError(f"{archive} cannot be unpacked ({error}): delete it and run again") from None
+    except OSError as error:
+        raise DownloadError(f"{archive} could not be unpacked ({error}): make room and run again") from None
     finally:
         shutil.rmtree(build, ignore_errors=True)
 

@@ -121,14 +121,20 @@ def _verified(corpus: Corpus, keyword: str, split: str) -> Split:
     train, val, test = (np.flatnonzero(rows == name) for name in SHARES)
     result = Split(split, train, test if split == "random" else val, test, recorded)
     who = "speakers" if split == "speaker" else "clips"  # a split by clip works with one speaker, too
-    keyword_clips = corpus.clips["speaker" if split == "speaker" else "clip"].where(corpus.is_keyword(keyword))
+    advice = "record more"
+    if split == "speaker":
+        advice = "record more speakers (the name before the first _ of a file is its speaker), or use SPLIT=random"
+    is_keyword = corpus.is_keyword(keyword)
     for name in SHARES:
-        found = keyword_clips.iloc[result.subset(name)].nunique()
+        rows_of_part = result.subset(name)
+        spoken = corpus.clips.iloc[rows_of_part[is_keyword[rows_of_part]]]
+        found = spoken["speaker" if split == "speaker" else "clip"].nunique()
         if found < 2:
             raise SplitError(
-                f"the {name} part of {path} has {found} {who} of {keyword!r}, at least 2 are needed: "
-                + ("record more speakers, or use SPLIT=random" if split == "speaker" else "record more")
+                f"the {name} part of {path} has {found} {who} of {keyword!r}, at least 2 are needed: {advice}"
             )
+        if len(spoken) == len(rows_of_part):
+            raise SplitError(f"the {name} part of {path} has no other words than {keyword!r}: record some")
     return result
 
 
@@ -149,14 +155,13 @@ def counts(corpus: Corpus, split: Split, keyword: str) -> pd.DataFrame:
 
 def leaks(corpus: Corpus, split: Split) -> pd.DataFrame:
     """What two subsets share: identical recordings (by content), speakers, and the share of clips by them."""
-    content, speaker = corpus.clips["content"].to_numpy(), corpus.clips["speaker"].to_numpy()
     rows = {}
     for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
-        first, second = split.subset(a), split.subset(b)
+        first, second = corpus.clips.iloc[split.subset(a)], corpus.clips.iloc[split.subset(b)]
         rows[f"{a} / {b}"] = {
-            "identical recordings": int(np.isin(content[second], content[first]).sum()),
-            "shared speakers": len(np.intersect1d(speaker[first], speaker[second])),
-            "clips of known speakers": float(np.isin(speaker[second], speaker[first]).mean()),
+            "identical recordings": int(second["content"].isin(first["content"]).sum()),
+            "shared speakers": len({*first["speaker"]} & {*second["speaker"]}),
+            "clips of known speakers": float(second["speaker"].isin(first["speaker"]).mean()),
         }
     return pd.DataFrame(rows).T.astype({"identical recordings": int, "shared speakers": int})
 
@@ -164,13 +169,16 @@ def leaks(corpus: Corpus, split: Split) -> pd.DataFrame:
 def meaning_of_leaks(corpus: Corpus, split: Split) -> str:
     """One sentence: what the test part of this split can tell, and what not."""
     known = leaks(corpus, split).loc["train / test", "clips of known speakers"]
-    if corpus.clips["speaker"].is_unique:
+    if not corpus.names_tell_speakers:
         return (
-            "**The file names tell no speakers** (what stands before the first `_` differs in every name), so the same "
-            "person may be in all parts: the results say how the model does on people it knows."
+            "**The file names tell no speakers** (a speaker is what stands before the first `_`), so the same person "
+            "may be in all parts: the results say how the model does on people it knows."
         )
     if known == 0:
-        return "No test speaker was heard in training: the results say how the model does on people it has never heard."
+        return (
+            "By the file names, no test speaker was heard in training: the results say how the model does on people it "
+            "has never heard."
+        )
     return (
         f"**{known:.1%} of the test clips are by speakers who also speak in training**: the results say how the model "
         "does on people it knows, and flatter it for everybody else."

@@ -139,6 +139,22 @@ def test_the_threshold_of_a_checkpoint_keeps_99_percent_of_the_val_keywords(trai
     assert np.mean(scores >= threshold) >= 0.99 and threshold == scores.min()
 
 
+def test_of_nothing_but_keywords_the_miss_rate_remains(trained, folder, capsys):
+    for word in ("stop", "zoom in"):
+        shutil.rmtree(folder / word)
+    checkpoint = trained.checkpoint("baseline")
+    values = json.loads(run(capsys, "evaluate", "--checkpoint", checkpoint, "--corpus", folder, "--json"))
+    assert set(values) == {"n_keyword", "n_other", "threshold", "miss_rate"} and 0 <= values["miss_rate"] <= 1
+
+
+def test_a_checkpoint_without_its_description_is_announced_as_foreign(trained, folder, tmp_path, capsys):
+    shutil.copy(trained.checkpoint("baseline"), tmp_path / "alone.pt")
+    assert main(["score", "--checkpoint", str(tmp_path / "alone.pt"), str(folder / "go" / "s00_nohash_0.wav")]) == 0
+    assert "has no description beside it: taken for a published state dict, centered" in capsys.readouterr().err
+    (tmp_path / "alone.json").write_text('{"accuracy": 0.97}')  # somebody else's notes are no description
+    assert main(["cost", "--checkpoint", str(tmp_path / "alone.pt")]) == 0
+
+
 def test_corpus(folder, capsys):
     (folder / "go" / "s01_nohash_9.wav").write_bytes(b"not audio")
     values = json.loads(run(capsys, "corpus", folder, "--json"))

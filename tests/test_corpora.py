@@ -1,5 +1,7 @@
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,7 +24,7 @@ def test_a_folder_becomes_a_table_and_an_array(folder):
     original, _ = soundfile.read(folder / "go" / "s00_nohash_0.wav", dtype="int16")
     assert (corpus.waveforms[0][: len(original)] == original).all()  # 16-bit audio survives bit by bit
     assert not corpus.waveforms[0][len(original) :].any()
-    assert list(corpus.noise) == ["hiss"]
+    assert list(corpus.noise) == ["hiss.wav"]
     assert "_background_noise_" not in set(corpus.clips["word"])
 
 
@@ -65,8 +67,10 @@ def test_unusable_files_are_listed_not_fatal(folder):
     assert "every sample is zero" in reasons["stop/s01_nohash_9.wav"]
     for take in range(10, 16):
         (folder / "go" / f"s01_nohash_{take}.wav").write_bytes(b"")
-    with pytest.raises(CorpusError, match="8 of 80 files"):
+    with pytest.raises(CorpusError, match="8 of 80 files .* cannot be used, .* All of them: ") as told:
         corpora.load(str(folder), "go")
+    listing = Path(str(told.value).rpartition("All of them: ")[2])
+    assert len(listing.read_text().splitlines()) == 9
 
 
 @pytest.mark.parametrize(
@@ -127,12 +131,13 @@ def test_a_recording_that_was_cut_off_is_not_taken_for_a_short_one(tmp_path, suf
         corpora.read_clip(file)
 
 
-def test_a_header_that_did_not_know_its_length_is_no_loss(tmp_path):
-    """Programs that write a WAV to a pipe put 4 GB where the length goes."""
+@pytest.mark.parametrize("length", [b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x00\xf0\xff\x7f"])
+def test_a_header_that_did_not_know_its_length_is_no_loss(tmp_path, length):
+    """Programs that write a WAV to a pipe put 2 or 4 GB where the length goes."""
     soundfile.write(tmp_path / "a.wav", sine(1.0, SAMPLE_RATE), SAMPLE_RATE)
     content = (tmp_path / "a.wav").read_bytes()
     assert content[36:40] == b"data"
-    (tmp_path / "a.wav").write_bytes(content[:4] + b"\xff" * 4 + content[8:40] + b"\xff" * 4 + content[44:])
+    (tmp_path / "a.wav").write_bytes(content[:4] + length + content[8:40] + length + content[44:])
     assert len(corpora.read_clip(tmp_path / "a.wav")) == SAMPLE_RATE
 
 
@@ -140,6 +145,7 @@ def test_a_messy_folder_is_read_and_what_is_left_out_is_listed(folder):
     """Names with blanks and other letters, formats side by side, copies, hidden and foreign files."""
     rng = np.random.default_rng(5)
     (folder / "été").mkdir()
+    (folder / "_private").mkdir()
     for i in range(3):
         soundfile.write(folder / "été" / f"zoë {i}_1.wav", rng.uniform(-0.1, 0.1, 5_000), SAMPLE_RATE)
     twin = (folder / "été" / "zoë 0_1.wav").read_bytes()
@@ -150,6 +156,11 @@ def test_a_messy_folder_is_read_and_what_is_left_out_is_listed(folder):
     (folder / "go" / "notes.txt").write_text("not audio, not missed")
     (folder / "go" / "phone_1.m4a").write_bytes(b"\0\0\0 ftypM4A ")
     (folder / "go" / "deep").mkdir()
+    soundfile.write(folder / "go" / "deep" / "x_1.wav", rng.uniform(-0.1, 0.1, 5_000), SAMPLE_RATE)
+    soundfile.write(folder / "_private" / "y_1.wav", rng.uniform(-0.1, 0.1, 5_000), SAMPLE_RATE)
+    soundfile.write(folder / "go" / "faint_1.wav", np.full(5_000, 1e-6), SAMPLE_RATE, subtype="FLOAT")
+    soundfile.write(folder / "_background_noise_" / "file.wav", rng.uniform(-0.1, 0.1, 20_000), SAMPLE_RATE)
+    soundfile.write(folder / "_background_noise_" / "hiss.flac", rng.uniform(-0.1, 0.1, 20_000), SAMPLE_RATE)
     soundfile.write(folder / "_background_noise_" / "blip.wav", rng.uniform(-0.1, 0.1, 800), SAMPLE_RATE)
     corpus = corpora.load(str(folder), "été")
     assert list(corpus.clips["clip"][corpus.is_keyword("été")]) == ["été/also_1.wav", "été/zoë 2_1.wav"]
@@ -159,6 +170,10 @@ def test_a_messy_folder_is_read_and_what_is_left_out_is_listed(folder):
     left_out = dict(corpus.unusable.to_numpy())
     assert left_out.pop("_background_noise_/blip.wav") == "background noise must be longer than a second"
     assert "cannot read" in left_out.pop("go/phone_1.m4a")
+    assert "too faint" in left_out.pop("go/faint_1.wav")
+    assert "not in a word's folder" in left_out.pop("go/deep/x_1.wav")
+    assert "not in a word's folder" in left_out.pop("_private/y_1.wav")
+    assert set(corpus.noise) == {"file.wav", "hiss.flac", "hiss.wav"}
     assert left_out.pop("été/zoë 1_1.wav") == "the same recording as été/also_1.wav"
     for copy in ("été/zoë 0_1.wav", "été/copy_1.wav", "go/copy_1.wav"):  # under two words: which one is right?
         assert "the same recording as" in left_out.pop(copy)
@@ -182,6 +197,7 @@ def test_a_name_that_is_not_unicode_is_left_out(folder):
         pytest.skip("this file system accepts Unicode names only")
     corpus = corpora.load(str(folder), "go")
     assert list(corpus.unusable["reason"]) == ["its name is not UTF-8"]
+    assert "udcff" in corpus.unusable["clip"][0]
 
 
 def test_stereo_and_other_rates_become_mono_16k(tmp_path):
@@ -216,3 +232,28 @@ def test_an_interrupted_preparation_leaves_nothing_that_looks_complete(folder, m
         with pytest.raises(KeyboardInterrupt):
             corpora.load(str(folder), "go")
     assert len(corpora.load(str(folder), "go").clips) == 72
+
+
+def test_a_word_may_be_a_link_to_its_folder_and_a_circle_ends(folder, tmp_path):
+    (folder / "go").rename(tmp_path / "elsewhere")
+    try:
+        (folder / "go").symlink_to(tmp_path / "elsewhere")
+        (tmp_path / "elsewhere" / "back").symlink_to(folder)
+    except OSError:
+        pytest.skip("this system does not let everybody make links")
+    corpus = corpora.load(str(folder), "go")
+    assert corpus.is_keyword("go").sum() == 24 and len(corpus.clips) == 72
+
+
+def test_two_that_want_the_same_corpus_wait_for_each_other(folder):
+    reads = []
+
+    def counting(path, read=corpora.read_clip):
+        reads.append(path)
+        return read(path)
+
+    with pytest.MonkeyPatch.context() as patched, ThreadPoolExecutor(2) as pool:
+        patched.setattr(corpora, "read_clip", counting)
+        both = list(pool.map(lambda _: corpora.load(str(folder), "go"), range(2)))
+    assert both[0].fingerprint == both[1].fingerprint
+    assert len(reads) == 72 + 1  # once: the clips and the noise

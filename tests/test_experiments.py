@@ -39,6 +39,13 @@ def stable(study, name, seed=0) -> dict:
     return record
 
 
+def test_nothing_is_its_own_control_or_teacher():
+    with pytest.raises(ValueError, match="its own control"):
+        dataclasses.replace(BASELINE, control="baseline")
+    with pytest.raises(ValueError, match="its own control, teacher"):
+        dataclasses.replace(STUDENT, teacher="student")
+
+
 def test_a_study_from_recipes_to_report(study, monkeypatch):
     results = study.run([BASELINE, STUDENT, HALF, INT8])  # needs are met within one call, wave by wave
     assert list(results.summary.index) == ["baseline", "student", "student-fp16", "student-int8"]

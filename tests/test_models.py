@@ -281,6 +281,8 @@ def test_counters_of_thop_and_a_wrapper_are_ignored(tmp_path):
         (lambda s: {**s, "extra.weight": torch.zeros(1)}, "extra.weight"),
         (lambda s: {**s, "gru.weight_hh_l0": s["gru.weight_hh_l0"][:128]}, "has 2 gates: an RNN has 1, a GRU 3"),
         (lambda s: {**s, "classifier.bias": torch.full((2,), torch.nan)}, "classifier.bias hold values that are not"),
+        (lambda s: {k: v.int() for k, v in s.items()}, "holds integer weights"),
+        (lambda s: {**s, "classifier.weight": torch.zeros(12, 64)}, "tells 12 classes apart"),
         (lambda s: {"weights": "none"}, "not a plain state dict"),
         (lambda s: list(s.values()), "holds a list"),
     ],
@@ -291,7 +293,13 @@ def test_a_file_that_is_not_such_a_model_is_refused_with_the_reason(tmp_path, ch
         models.load_published(tmp_path / "m.pt")
 
 
+def test_a_frame_stride_that_makes_no_steps_is_refused(tmp_path):
+    published(tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match="frame stride of 0 makes no steps"):
+        models.load_published(tmp_path / "m.pt", frame_stride=0)
+
+
 def test_a_pickled_model_is_never_executed(tmp_path):
     torch.save(CRNN(TINY), tmp_path / "m.pt")  # a whole object, as torch.save(model) leaves it
-    with pytest.raises(CheckpointError, match="not a checkpoint"):
+    with pytest.raises(CheckpointError, match="holds other things than weights and is not opened$"):
         models.load_published(tmp_path / "m.pt")

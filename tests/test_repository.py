@@ -20,14 +20,14 @@ ROOMS = {
     1: "speech_commands corpora splits features augment models losses metrics cost",
     2: "train quantize",
     3: "stream",
-    4: "experiments",
+    4: "experiments sweep",
     5: "cli",
 }
 FLOOR = {room: floor for floor, rooms in ROOMS.items() for room in rooms.split()}
 # Inside a floor some rooms build on others; from left to right.
 ORDER = (
     "paths config published records synthesis tracking plots report "
-    "speech_commands corpora splits features models metrics augment losses cost"
+    "speech_commands corpora splits features models metrics augment losses cost experiments sweep"
 )
 
 

@@ -36,20 +36,24 @@ import sys
 from kwslib.config import CRNNConfig
 from kwslib.experiments import Experiment, open_study
 from kwslib.train import Training
-study = open_study(sys.argv[1], "word07", "speaker", "smoke", seeds=2)
-study.run([Experiment("baseline", student=CRNNConfig(), training=Training(epochs=20))])
+study = open_study(sys.argv[1], "word07", "speaker", "standard", seeds=2)  # 8 views: 2.5 GB of them
+study.run([Experiment("baseline", student=CRNNConfig(), training=Training(epochs=1))])
 """
 
 
 def peak_gb(process: subprocess.Popen) -> float:
-    """Largest memory of a process and its children together; pages they share count once."""
+    """Largest memory of a process and its children together.
+
+    Without the pages of memory-mapped files: the system takes those back when it needs the room.
+    """
     peak = 0.0
     parent = psutil.Process(process.pid)
     while process.poll() is None:
         used = 0
         try:
             for one in [parent, *parent.children(recursive=True)]:
-                used += one.memory_full_info().pss
+                memory = one.memory_info()
+                used += memory.rss - memory.shared
         except psutil.Error:
             continue  # one of them has just ended
         peak = max(peak, used / 1e9)

@@ -1,6 +1,7 @@
 import itertools
 import json
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -111,7 +112,7 @@ def only_one_speaker(folder):
 def test_one_speaker_can_only_be_split_by_clip(folder):
     only_one_speaker(folder)
     corpus = corpora.load(str(folder), "go")
-    with pytest.raises(SplitError, match="or use SPLIT=random"):
+    with pytest.raises(SplitError, match="the name before the first _ .* or use SPLIT=random"):
         splits.load(corpus, "go", "speaker")
     split = splits.load(corpus, "go", "random")
     assert splits.leaks(corpus, split).loc["train / test", "clips of known speakers"] == 1
@@ -133,11 +134,19 @@ def test_the_leak_check_counts_what_a_plain_loop_counts(folder):
 
 
 def test_names_without_speakers_are_pointed_out(folder):
-    for i, file in enumerate(sorted(folder.glob("*/s*"))):
-        file.rename(file.with_name(f"recording{i}{file.suffix}"))
+    for word in folder.glob("[!_]*"):  # the same numbers in every folder
+        for i, file in enumerate(sorted(word.iterdir())):
+            file.rename(file.with_name(f"{i}{file.suffix}"))
     corpus = corpora.load(str(folder), "go")
     assert "tell no speakers" in splits.meaning_of_leaks(corpus, splits.load(corpus, "go", "speaker"))
     assert "unknown" in corpus.summary()["speakers"]
+
+
+def test_a_folder_with_nothing_but_the_keyword_is_refused(folder):
+    for word in ("stop", "zoom in"):
+        shutil.rmtree(folder / word)
+    with pytest.raises(SplitError, match="no other words than 'go'"):
+        splits.load(corpora.load(str(folder), "go"), "go", "speaker")
 
 
 def test_unknown_split_is_named(folder):

@@ -83,6 +83,11 @@ def three_ways() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def test_a_shorter_vocal_tract_is_higher_and_quicker():
     low, high = synthesis.in_fresh_process(two_tracts)
     assert len(high) / len(low) == pytest.approx(1 / 1.1, abs=0.02)
+    hertz = np.fft.rfftfreq(32_000, 1 / 16_000)
+    middle = [
+        (hertz * power).sum() / power.sum() for power in (np.abs(np.fft.rfft(x, 32_000)) ** 2 for x in (low, high))
+    ]
+    assert middle[1] / middle[0] == pytest.approx(1.1, abs=0.04)
 
 
 def two_tracts() -> tuple[np.ndarray, np.ndarray]:
@@ -110,6 +115,14 @@ def test_near_misses_sound_like_the_keyword_and_are_not_it():
     said = [words.keyword, *words.near_misses, *words.others]
     assert len(said) == len(set(said)) and set(synthesis.WORDS) <= set(said)
     assert set(corpora.vocabulary("computer").others) >= set(synthesis.WORDS)
+
+
+def test_what_sounds_like_the_keyword_is_no_negative():
+    """Nor is the voice of a speaker heard in the babble behind another."""
+    others = corpora.vocabulary("know")
+    assert "no" not in (*others.near_misses, *others.others) and "now" in (*others.near_misses, *others.others)
+    babble = set(synthesis.voice_variants()[-synthesis.BABBLE_VOICES :])
+    assert not babble & {voice.partition("+")[2] for voice in synthesis.speakers(600).values()}
 
 
 def test_a_keyword_that_cannot_be_spoken_is_refused():

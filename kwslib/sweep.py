@@ -1,0 +1,175 @@
+"""A search for small models: Optuna proposes sizes and recipes, costs first, then training with early stopping.
+
+Every proposal whose MACs exceed the budget is answered from a formula and never trained. Trials live in
+a database: a sweep goes on where it stopped, and any number of workers, on this machine or others, may
+share one. Selection is on val; nothing here looks at the test part.
+"""
+
+import os
+
+import optuna
+import pandas as pd
+import torch
+from joblib import Parallel, cpu_count, delayed
+from optuna.trial import TrialState
+from tqdm.auto import tqdm
+
+from kwslib import cost, features, models, paths, train
+from kwslib.augment import Augmentation
+from kwslib.config import CRNNConfig, FeatureConfig
+from kwslib.experiments import Study
+from kwslib.losses import Labels, SoftTargets
+from kwslib.train import NotANumber, Training
+
+OVER_BUDGET = "over budget"  # why a trial was not trained
+
+
+def storage_of(study: Study) -> str:
+    """Where trials are kept unless another database is named: SQLite beside the records."""
+    folder = paths.reports(study.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{folder / 'sweep.db'}"
+
+
+def propose(trial: optuna.trial.BaseTrial) -> CRNNConfig:
+    """Sizes within the range of the reports and the best public solutions."""
+    frames = trial.suggest_int("kernel_frames", 12, 24)
+    return CRNNConfig(
+        cnn_out_channels=trial.suggest_int("channels", 1, 4),
+        kernel_size=(trial.suggest_int("kernel_bins", 3, 11), frames),
+        stride=(trial.suggest_int("stride_bins", 2, 7), trial.suggest_int("stride_frames", 6, 12)),
+        hidden_size=trial.suggest_int("hidden", 8, 32),
+        gru_num_layers=trial.suggest_int("layers", 1, 2),
+        cell=trial.suggest_categorical("cell", ["gru", "rnn"]),
+    )
+
+
+def sweep(
+    study: Study, trials: int, max_macs: int, epochs: int = 20, storage: str = "", teacher: str | None = None
+) -> pd.DataFrame:
+    """Train until the database holds this many trained trials; as many at a time as there are cores.
+
+    Args:
+        trials: trained ones, finished or stopped early, those of earlier calls included.
+        max_macs: largest MACs per clip that is worth a training.
+        epochs: of each trial.
+        storage: database URL of Optuna; SQLite in the study's folder by default.
+        teacher: experiment whose seed 0 teaches; the share and temperature of its voice are searched, too.
+
+    Returns:
+        See ``table``.
+
+    Raises:
+        ValueError: fewer than one trial, or a budget below any model.
+    """
+    if trials < 1:
+        raise ValueError(f"a sweep needs at least one trial, not {trials}")
+    if max_macs < 1000:
+        raise ValueError(f"no model fits into {max_macs} MACs per clip: the smallest need some thousands")
+    storage = storage or storage_of(study)
+    _ = study.logmels, study.bank(Augmentation())  # computed before the workers start
+    _database(study, storage)
+    jobs = min(cpu_count(), trials)
+    home = str(paths.home())
+    Parallel(n_jobs=jobs)(
+        delayed(_work)(study, trials, max_macs, epochs, storage, teacher, home, worker) for worker in range(jobs)
+    )
+    return table(study, storage)
+
+
+def _database(study: Study, storage: str) -> optuna.Study:
+    """The trials of this study: made at first use. What a killed worker was training stays unfinished and uncounted."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.create_study(
+        study_name=study.name,
+        storage=storage,
+        load_if_exists=True,
+        direction="minimize",
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=4),
+    )
+
+
+def _is_trained(trial: optuna.trial.FrozenTrial) -> bool:
+    return trial.state.is_finished() and "best_val_au_fa_fr" in trial.user_attrs
+
+
+def _work(study: Study, trials: int, max_macs: int, epochs: int, storage: str, teacher, home: str, worker: int) -> None:
+    """One process: ask for a proposal, price it, train it, tell how good it was; until there are enough."""
+    os.environ["KWS_HOME"] = home
+    torch.set_num_threads(1)
+    database = _database(study, storage)
+    database.sampler = optuna.samplers.TPESampler(seed=len(database.trials) * 1000 + worker)
+    bar = tqdm(desc=f"sweep, worker {worker}", total=trials, unit="trial", disable=worker > 0)
+    while (done := sum(map(_is_trained, database.get_trials(deepcopy=False)))) < trials:
+        bar.update(done - bar.n)
+        trial = database.ask()
+        try:
+            config = propose(trial)
+            macs = cost.formula_macs(config)
+        except ValueError:  # a kernel that does not fit
+            database.tell(trial, state=TrialState.PRUNED)
+            continue
+        trial.set_user_attr("macs_per_clip", macs)
+        if macs > max_macs or config.n_steps(features.n_frames(FeatureConfig())) < 2:
+            trial.set_user_attr("stopped", OVER_BUDGET)
+            database.tell(trial, state=TrialState.PRUNED)
+            continue
+        state, value = _train(study, trial, config, epochs, teacher)
+        database.tell(trial, value, state)
+    bar.update(trials - bar.n)
+
+
+def _train(
+    study: Study, trial: optuna.Trial, config: CRNNConfig, epochs: int, teacher: str | None
+) -> tuple[TrialState, float | None]:
+    """Train one proposal; its best val area so far is on record after every epoch."""
+    losses: tuple = (Labels(),)
+    if teacher is not None:
+        share = trial.suggest_float("kd_share", 0.0, 0.9)
+        losses = (Labels(1 - share), SoftTargets(share, trial.suggest_float("temperature", 1.0, 20.0, log=True)))
+    training = Training(epochs=epochs, learning_rate=trial.suggest_float("learning_rate", 1e-3, 1e-2, log=True))
+    torch.manual_seed(trial.number)
+    model = models.CRNN(config)
+    trial.set_user_attr("params", sum(p.numel() for p in model.parameters()))
+    best = float("inf")
+
+    def report(row: dict) -> None:
+        nonlocal best
+        best = min(best, row["val_au_fa_fr"])
+        trial.set_user_attr("best_val_au_fa_fr", best)
+        trial.report(best, row["epoch"])
+        if trial.should_prune():
+            raise optuna.TrialPruned
+
+    rows = study.split.train, study.split.val
+    data = train.Data(study.bank(Augmentation()), study.labels[rows[0]], study.logmels[rows[1]], study.labels[rows[1]])
+    guide = study.model(teacher, 0) if teacher else None
+    try:
+        train.fit(model, data, training, losses, Augmentation(), trial.number, teacher=guide, on_epoch=report)
+    except (optuna.TrialPruned, NotANumber):
+        return TrialState.PRUNED, None
+    return TrialState.COMPLETE, best
+
+
+def table(study: Study, storage: str = "") -> pd.DataFrame:
+    """All trained trials, best val area first, with costs, sizes and recipe; ``front`` marks the Pareto front.
+
+    Written to ``reports/<study>/sweep.csv`` as well.
+    """
+    found = [t for t in _database(study, storage or storage_of(study)).get_trials(deepcopy=False) if _is_trained(t)]
+    rows = [
+        {
+            "trial": t.number,
+            "val_au_fa_fr": t.user_attrs["best_val_au_fa_fr"],
+            "macs_per_clip": t.user_attrs["macs_per_clip"],
+            "params": t.user_attrs["params"],
+            "stopped_early": t.state != TrialState.COMPLETE,
+            **t.params,
+        }
+        for t in found
+    ]
+    out = pd.DataFrame(rows).sort_values(["macs_per_clip", "val_au_fa_fr"])
+    out["front"] = out["val_au_fa_fr"] < out["val_au_fa_fr"].cummin().shift(fill_value=float("inf"))
+    out = out.sort_values(["val_au_fa_fr", "macs_per_clip"]).set_index("trial")
+    paths.write_atomically(paths.reports(study.name) / "sweep.csv", out.to_csv())
+    return out
