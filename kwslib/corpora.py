@@ -31,7 +31,7 @@ AUDIO |= {".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".3gp"}
 NAMES = ("synthetic", *speech_commands.ARCHIVES)  # what is not a folder
 NOISE_FOLDER = "_background_noise_"
 UNUSABLE_LIMIT = 0.05  # a larger share of files that cannot be read stops the preparation
-VERSION = 1  # raise it when the same files would be prepared differently
+VERSION = 2  # raise it when the same recordings would be prepared differently
 
 
 class CorpusError(ValueError):
@@ -153,7 +153,7 @@ def vocabulary(keyword: str, config: SynthesisConfig = SynthesisConfig()) -> syn
 
 
 def _synthetic(keyword: str, n_speakers: int, config: SynthesisConfig) -> Corpus:
-    key = identity(synthesis.VERSION, keyword, n_speakers, config)
+    key = identity(VERSION, synthesis.VERSION, keyword, n_speakers, config)
     parts = ["synthetic", "" if keyword == "sheila" else paths.slug(keyword)]
     parts.append("" if config == SynthesisConfig() else identity(config)[:6])
     name = "-".join(filter(None, parts))
