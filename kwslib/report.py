@@ -207,8 +207,8 @@ def readme_results(study: str, reference: Path) -> str:
     sentences = (
         f"`{study}`: keyword `{first['keyword']}`, test part of {metrics['n_keyword']} keyword clips and "
         f"{metrics['n_other']} others by {metrics['n_speakers']} speakers, mean of {int(summary.seeds.max())} seeds, "
-        f"interval over {metrics['interval_over']} and seeds. Differences from the control beyond their interval: "
-        f"{', '.join(clear) or 'none'}."
+        f"interval over {metrics.get('interval_over', 'speakers')} and seeds. "
+        f"Differences from the control beyond their interval: {', '.join(clear) or 'none'}."
     )
     return f"{sentences}\n\n{markdown(display_table(summary)[README_COLUMNS])}"
 
