@@ -4,7 +4,7 @@ The bank is computed once per corpus and read by every experiment, seed and work
 
 Own code, because the well-kept library for it, audiomentations 0.43, works clip by clip: the like of
 ``vary`` (stretch, shift, impulse response, shelves, gain, background) took it 5.5 ms per clip on one
-core, this took 0.4 ms in the same minute; and it measures the signal-to-noise ratio with the silence.
+core, this took 1.0 ms in the same minute; and it measures the signal-to-noise ratio with the silence.
 """
 
 from dataclasses import dataclass, replace
