@@ -9,7 +9,7 @@ The rooms of this package form floors; a room imports only from floors below it:
 4  ``experiments``
 5  ``cli``
 
-Import from the room you need, for example ``from kwslib.experiments import open_study``.
+Import from the room you need, for example ``from kwslib.study import open_study``.
 """
 
 __version__ = "0.1.0"

@@ -13,7 +13,7 @@ import torch
 
 from kwslib import corpora, cost, features, metrics, models, paths, quantize, records, report, stream, train
 from kwslib.config import CRNNConfig, FeatureConfig
-from kwslib.experiments import ExperimentError, open_study
+from kwslib.study import ExperimentError, open_study
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,7 +110,7 @@ def _open_checkpoint(options: argparse.Namespace) -> tuple[torch.nn.Module, CRNN
     if options.command == "stream" or models.is_described(options.checkpoint):
         model, sidecar = quantize.load(options.checkpoint)
         wanted = {key: value for key, value in sidecar["features"].items() if key != "class"}
-        return model, quantize.config_of(sidecar), FeatureConfig(**wanted), sidecar
+        return model, model.config, FeatureConfig(**wanted), sidecar
     model = models.load_published(options.checkpoint, options.mel_stride, options.frame_stride)
     print(
         f"{options.checkpoint} has no description beside it: taken for a published state dict, "

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from kwslib.architectures import Config, build
 from kwslib.config import CELLS, SAMPLE_RATE, CRNNConfig, FeatureConfig
 from kwslib.features import n_frames
-from kwslib.models import CRNN
 
 REPORT_BATCH = 128  # the reports counted a batch of 128 clips
 
@@ -25,7 +25,7 @@ CONVENTION = (
 )
 
 
-def clip_macs(config: CRNNConfig) -> int:
+def clip_macs(config: Config) -> int:
     """MACs for one 1-s clip in thop's convention: 932,224 for the baseline.
 
     >>> clip_macs(CRNNConfig())
@@ -36,7 +36,7 @@ def clip_macs(config: CRNNConfig) -> int:
         warnings.simplefilter("ignore", DeprecationWarning)
         import thop
 
-        macs, _ = thop.profile(CRNN(config).eval(), (x,), verbose=False)
+        macs, _ = thop.profile(build(config).eval(), (x,), verbose=False)
     return int(macs)
 
 
@@ -76,17 +76,17 @@ def conv_bias_macs(config: CRNNConfig) -> int:
     return config.conv_bins * config.n_steps(n_frames(FeatureConfig())) * channels
 
 
-def exact_clip_macs(config: CRNNConfig) -> int:
+def exact_clip_macs(config: Config) -> int:
     """MACs of the matrix products in one clip, by torch's FlopCounterMode (2 FLOPs = 1 MAC).
 
     >>> exact_clip_macs(CRNNConfig())
     913920
     """
-    model = CRNN(config).eval()
+    model = build(config).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, config.n_mels, n_frames(FeatureConfig(n_mels=config.n_mels))))
     unseen = 0
-    if config.cell == "lstm":  # one fused operation that the counter does not know
+    if isinstance(config, CRNNConfig) and config.cell == "lstm":  # one fused operation that the counter does not know
         unseen = config.n_steps(n_frames(FeatureConfig())) * sum(_recurrent_macs(config))
     return counter.get_total_flops() // 2 + unseen
 
@@ -125,18 +125,22 @@ def latency_ms(call, repeats: int = 300) -> dict[str, float]:
     return {"median": median, "q25": low, "q75": high}
 
 
-def cost(config: CRNNConfig) -> dict:
-    """The cost part of a record that depends on the architecture alone."""
+def cost(config: Config) -> dict:
+    """The cost part of a record that depends on the architecture alone; of a stream only where the net has one."""
     macs = clip_macs(config)
-    return {
-        "params": sum(p.numel() for p in CRNN(config).parameters()),
+    of_any_net = {
+        "params": sum(p.numel() for p in build(config).parameters()),
         "macs_per_clip": macs,
         "macs_exact_per_clip": exact_clip_macs(config),
-        "macs_per_second": round(step_macs(config) * steps_per_second(config)),
         "thop_macs_batch128": macs * REPORT_BATCH,
+        "macs_convention": CONVENTION,
+    }
+    if not isinstance(config, CRNNConfig):
+        return of_any_net
+    return of_any_net | {
+        "macs_per_second": round(step_macs(config) * steps_per_second(config)),
         "thop_macs_batch128_with_bias": (macs + conv_bias_macs(config)) * REPORT_BATCH,
         "steps_per_clip": config.n_steps(n_frames(FeatureConfig())),
-        "macs_convention": CONVENTION,
     }
 
 

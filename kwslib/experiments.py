@@ -11,54 +11,25 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
-from IPython.display import Markdown
 from joblib import Parallel, cpu_count, delayed, parallel_config
 from torch import nn
 from tqdm.auto import tqdm
 
-from kwslib import (
-    augment,
-    corpora,
-    cost,
-    features,
-    metrics,
-    models,
-    paths,
-    quantize,
-    records,
-    report,
-    splits,
-    stream,
-    tracking,
-    train,
-)
+from kwslib import augment, cost, metrics, models, paths, quantize, records, stream, tracking, train
+from kwslib.architectures import Config, Ensemble, build
 from kwslib.augment import Augmentation
-from kwslib.config import (
-    PROFILES,
-    SPLITS,
-    CRNNConfig,
-    FeatureConfig,
-    Profile,
-    SynthesisConfig,
-    describe,
-    identity,
-    profile,
-)
+from kwslib.config import CRNNConfig, FeatureConfig, describe, identity
 from kwslib.losses import Labels
+from kwslib.study import ExperimentError, Results, Study
 from kwslib.train import Training
 
 GPU_JOBS = 4  # trainings that share one GPU: each takes about half a gigabyte of its memory
-
-
-class ExperimentError(RuntimeError):
-    """An experiment cannot run or failed; the message says which, why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +40,7 @@ class Experiment:
         name: of its files; also how other experiments refer to it.
         student: architecture. Leave it out when ``start`` gives the model.
         teacher: name of the experiment whose model of the same seed teaches.
+        ensemble: the teacher's models of all seeds teach together.
         losses: terms of ``kwslib.losses``, added up.
         training, augmentation: how it is trained.
         start: name of the experiment whose trained model ``after`` is applied to, without training.
@@ -78,8 +50,9 @@ class Experiment:
     """
 
     name: str
-    student: CRNNConfig | None = None
+    student: Config | None = None
     teacher: str | None = None
+    ensemble: bool = False
     losses: tuple = (Labels(),)
     training: Training = Training()
     augmentation: Augmentation = Augmentation()
@@ -97,6 +70,8 @@ class Experiment:
             raise ValueError(f"experiment {self.name!r} needs either a student to train or a start to build on")
         if self.name in (self.control, self.teacher, self.start):
             raise ValueError(f"experiment {self.name!r} cannot be its own control, teacher or start")
+        if self.ensemble and not self.teacher:
+            raise ValueError(f"experiment {self.name!r} wants an ensemble but names no teacher")
         if self.teacher is None and any(term.needs_teacher for term in self.losses):
             raise ValueError(f"experiment {self.name!r} distils but names no teacher")
 
@@ -104,185 +79,6 @@ class Experiment:
     def needs(self) -> list[str]:
         """Experiments that must be finished first."""
         return [name for name in (self.teacher, self.start) if name]
-
-
-@dataclass(frozen=True)
-class Study:
-    """One corpus, keyword and split; made by ``open_study``. Knows its data and its files.
-
-    A ``variant`` keeps the results of a side question apart.
-    """
-
-    corpus_argument: str
-    keyword: str
-    split_name: str
-    profile: Profile
-    seeds: int
-    synthesis: SynthesisConfig = SynthesisConfig()
-    variant: str = ""
-
-    @property
-    def name(self) -> str:
-        name = paths.study_name(self.corpus_argument, self.keyword, self.split_name)
-        return f"{name}-{self.variant}" if self.variant else name
-
-    @cached_property
-    def corpus(self) -> corpora.Corpus:
-        return corpora.load(self.corpus_argument, self.keyword, self.profile.name, self.synthesis)
-
-    @cached_property
-    def split(self) -> splits.Split:
-        return splits.load(self.corpus, self.keyword, self.split_name)
-
-    @cached_property
-    def labels(self) -> np.ndarray:
-        """1 for clips of the keyword, (clips,)."""
-        return self.corpus.is_keyword(self.keyword).astype(np.int64)
-
-    @cached_property
-    def logmels(self) -> np.ndarray:
-        """Log-mels of all clips, (clips, F, T)."""
-        return features.logmels(self.corpus)
-
-    def bank(self, augmentation: Augmentation) -> np.ndarray:
-        """Augmented log-mels of the training clips, (views, train clips, F, T)."""
-        train = self.split.train
-        others = train[self.labels[train] == 0]
-        return augment.bank(self.corpus, train, others, self.profile.views, augmentation, FeatureConfig())
-
-    def summary(self) -> pd.DataFrame:
-        """What is studied, as a table."""
-        rows = {"study": self.name, "keyword": self.keyword, "split": self.split_name, "profile": self.profile.name}
-        rows |= {"seeds": self.seeds, **self.corpus.summary()}
-        return pd.DataFrame({"value": rows})
-
-    def checkpoint(self, experiment: str, seed: int = 0) -> Path:
-        return paths.checkpoints(self.name) / f"{experiment}-seed{seed}.pt"
-
-    def model(self, experiment: str, seed: int = 0) -> nn.Module:
-        """The trained model of an experiment.
-
-        Raises:
-            ExperimentError: it was not trained yet, or its file is damaged.
-        """
-        try:
-            return quantize.load(self.checkpoint(experiment, seed))[0]
-        except models.CheckpointError as error:
-            raise ExperimentError(f"the model of {experiment!r}, seed {seed}, is not available: {error}") from None
-
-    def run(self, experiments: Sequence[Experiment]) -> "Results":
-        """Run what is not done yet, in parallel over cores, and return all results so far.
-
-        Raises:
-            ExperimentError: something an experiment needs is missing, or a run failed. What the
-                other runs computed is kept.
-        """
-        return _run(self, list(experiments))
-
-    def false_accept_rate(
-        self, experiment: str, others: corpora.Corpus, kept: float = 0.99, keywords_of: "Study | None" = None
-    ) -> pd.Series:
-        """Share of recordings of other words that each seed's model takes for the keyword, by seed.
-
-        Args:
-            others: of any corpus: what does a detector do among people it was not trained on?
-            kept: share of the val keywords that must be accepted; it sets the threshold.
-            keywords_of: the study whose val keywords these are; this one by default. Another one makes
-                models comparable that were trained on different corpora.
-        """
-        logmels = features.logmels(others)[~others.is_keyword(self.keyword)]
-        rates = {}
-        for seed in range(self.seeds):
-            model = self.model(experiment, seed)
-            threshold = _threshold(keywords_of or self, model, kept)
-            rates[seed] = float((train.score(model, logmels) >= threshold).mean())
-        return pd.Series(rates, name=experiment)
-
-    def results(self) -> "Results":
-        """Everything this study has records of."""
-        return Results(self, records.load(self.name))
-
-
-@dataclass(frozen=True)
-class Results:
-    """Records of a study with the tables a notebook shows."""
-
-    study: Study
-    records: list[dict] = field(repr=False)
-
-    def __getitem__(self, experiment: str) -> pd.Series:
-        """Means over the seeds of one experiment, for example ``results["baseline"].au_fa_fr``."""
-        return self.summary.loc[experiment]
-
-    @cached_property
-    def summary(self) -> pd.DataFrame:
-        """One row per experiment; the columns are explained at ``kwslib.records.summary``."""
-        return records.summary(self.records)
-
-    def table(self, *experiments: str) -> Markdown:
-        """The results as a notebook shows them: all experiments, or the named ones."""
-        rows = self.summary.loc[list(experiments)] if experiments else self.summary
-        return Markdown(report.markdown(report.display_table(rows)))
-
-    def gain(self, *experiments: str) -> pd.DataFrame:
-        """What experiments gained over their controls, in AU-FA-FR, with 95 % intervals and a verdict."""
-        rows = self.summary.loc[list(experiments)]
-        verdicts = rows.apply(report.verdict, axis=1).rename("verdict")
-        return rows[["control", "gain", "gain_low", "gain_high"]].join(verdicts)
-
-
-def open_study(
-    corpus: str = "synthetic",
-    keyword: str = "sheila",
-    split: str = "speaker",
-    profile_name: str = "standard",
-    seeds: int = 0,
-    synthesis: SynthesisConfig = SynthesisConfig(),
-    variant: str = "",
-) -> Study:
-    """Check the parameters of a run and open its study; the corpus is prepared when first used.
-
-    Args:
-        corpus: ``synthetic``, a version of Speech Commands, or a folder ``<root>/<word>/*.wav``.
-        seeds: runs per experiment; 0 takes the profile's number.
-        synthesis: how the synthetic corpus speaks.
-        variant: added to the study's name, for a side question that keeps its results apart.
-
-    Raises:
-        ValueError: an unknown profile or split, or a negative number of seeds.
-        ExperimentError: the study's folder holds results of a larger profile.
-    """
-    chosen = profile(profile_name)
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
-    if not isinstance(seeds, int) or seeds < 0:
-        raise ValueError(f"seeds must be a whole number, 0 for the profile's own, not {seeds!r}")
-    keyword = corpora.clean_keyword(str(corpus), str(keyword))
-    study = Study(
-        str(corpus), keyword, split, chosen, seeds or chosen.seeds, synthesis, paths.slug(variant) if variant else ""
-    )
-    _refuse_to_overwrite(study)
-    return study
-
-
-def _refuse_to_overwrite(study: Study) -> None:
-    """A quick run must not replace the results of a long one, nor a keyword those of another."""
-    sizes = list(PROFILES)
-    for file in (paths.reports(study.name) / "records").glob("*.json"):
-        try:
-            found = records.read(file)
-        except records.RecordError:
-            continue  # a damaged one is made anew
-        kept = None
-        if sizes.index(found["profile"]) > sizes.index(study.profile.name):
-            kept = f"profile {found['profile']!r}, which a {study.profile.name!r} run"
-        if found["keyword"] != study.keyword:
-            kept = f"the keyword {found['keyword']!r}, which {study.keyword!r}"
-        if kept:
-            raise ExperimentError(
-                f"{paths.reports(study.name)} holds results of {kept} would replace: "
-                "use that one, move the folder away, or set KWS_HOME to another folder"
-            )
 
 
 @dataclass(frozen=True)
@@ -307,7 +103,8 @@ class _Task:
     @cached_property
     def identity(self) -> str:
         recipe = {**describe(self.experiment), "name": "", "note": "", "control": "", "training": self.training}
-        origins = [_identity_on_disk(self.study, name, self.seed) for name in self.experiment.needs]
+        seeds = range(self.study.seeds) if self.experiment.ensemble else [self.seed]
+        origins = [_identity_on_disk(self.study, name, seed) for name in self.experiment.needs for seed in seeds]
         profile = self.study.profile
         trained = (profile.views, augment.VERSION) if self.experiment.student else ()
         sizes = (profile.bootstrap, *trained)
@@ -336,7 +133,13 @@ def _identity_on_disk(study: Study, experiment: str, seed: int) -> str:
         ) from None
 
 
-def _run(study: Study, experiments: list[Experiment]) -> Results:
+def run(study: Study, experiments: Sequence[Experiment]) -> Results:
+    """Run what is not done yet, in parallel over cores, and return all results so far.
+
+    Raises:
+        ExperimentError: something an experiment needs is missing, or a run failed. What the
+            other runs computed is kept.
+    """
     names = [e.name for e in experiments]
     if len(set(names)) < len(names):
         raise ExperimentError(f"two experiments share a name: {', '.join(names)}")
@@ -443,11 +246,12 @@ def _time(task: _Task) -> None:
     Also of one that an interruption left untimed; one that has its figures keeps them.
     """
     record = records.read(records.path(task.study.name, task.experiment.name, task.seed))
-    if record["run"].get("latency_ms_per_step") is not None:
+    if record["run"].get("latency_ms_per_clip") is not None:
         return
     model = task.study.model(task.experiment.name, task.seed)
+    if isinstance(model.config, CRNNConfig):
+        record["run"]["latency_ms_per_step"] = round(cost.step_latency_ms(stream.StreamingModel(model))["median"], 3)
     record["run"]["latency_ms_per_clip"] = round(cost.clip_latency_ms(model)["median"], 3)
-    record["run"]["latency_ms_per_step"] = round(cost.step_latency_ms(stream.StreamingModel(model))["median"], 3)
     records.write(task.study.name, record)
 
 
@@ -529,7 +333,7 @@ def _execute(task: _Task) -> None:
         "keyword": study.keyword,
         "features": describe(FeatureConfig()),
         "model": describe(config),
-        "threshold": _threshold(study, model),
+        "threshold": study.threshold(model),
     }
     sidecar = quantize.save(checkpoint, model.cpu(), described)
     written = study.model(experiment.name, task.seed)  # what is scored is what was written
@@ -557,17 +361,15 @@ def _execute(task: _Task) -> None:
     _resume_file(task).unlink(missing_ok=True)
 
 
-def _threshold(study: Study, model: nn.Module, kept: float = 0.99) -> float:
-    """The logit above which a clip counts as the keyword: it accepts this share of the val keywords."""
-    rows = study.split.val[study.labels[study.split.val] == 1]
-    return metrics.threshold_keeping(kept, train.score(model.cpu(), study.logmels[rows]))
-
-
 def _trained(task: _Task) -> tuple[nn.Module, list[dict]]:
     study, experiment = task.study, task.experiment
     torch.manual_seed(task.seed)
-    model = models.CRNN(experiment.student)
-    teacher = study.model(experiment.teacher, task.seed) if experiment.teacher else None
+    model = build(experiment.student)
+    teacher = None
+    if experiment.ensemble:
+        teacher = Ensemble([study.model(experiment.teacher, seed) for seed in range(study.seeds)])
+    elif experiment.teacher:
+        teacher = study.model(experiment.teacher, task.seed)
     train_rows, val_rows = study.split.train, study.split.val
     data = train.Data(
         bank=study.bank(experiment.augmentation),

@@ -91,15 +91,24 @@ class AttentionKL:
     needs_teacher = True
 
     def __call__(self, student: Outputs, teacher: Outputs, labels: Tensor, helper=None) -> Tensor:
-        if student.attention.shape != teacher.attention.shape:
+        of_student, of_teacher = _part(student, "attention"), _part(teacher, "attention")
+        if of_student.shape != of_teacher.shape:
             raise ValueError(
-                f"attention distillation needs equal numbers of steps, the student has {student.attention.shape[1]}, "
-                f"the teacher {teacher.attention.shape[1]}: give both the same kernel and stride in time"
+                f"attention distillation needs equal numbers of steps, the student has {of_student.shape[1]}, "
+                f"the teacher {of_teacher.shape[1]}: give both the same kernel and stride in time"
             )
         floor = 1e-9  # the logarithm of a weight that underflowed
-        log_student = student.attention.clamp_min(floor).log()
-        log_teacher = teacher.attention.detach().clamp_min(floor).log()
+        log_student = of_student.clamp_min(floor).log()
+        log_teacher = of_teacher.detach().clamp_min(floor).log()
         return self.weight * functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+
+def _part(outputs: Outputs, name: str) -> Tensor:
+    """A part of what a model puts out, or a sentence when it has none."""
+    found = getattr(outputs, name)
+    if found is None:
+        raise ValueError(f"a model in this distillation has no {name}: a net without it, or an ensemble")
+    return found
 
 
 LAYERS = ("steps", "hidden", "context")
@@ -136,7 +145,7 @@ class LayerwiseMSE:
 
     def helper(self, student: Outputs, teacher: Outputs) -> nn.Module:
         """The linear map from the student's layer to the teacher's."""
-        of_student, of_teacher = getattr(student, self.student_layer), getattr(teacher, self.teacher_layer)
+        of_student, of_teacher = _part(student, self.student_layer), _part(teacher, self.teacher_layer)
         linear = nn.Linear(of_student.shape[-1], of_teacher.shape[-1])
         nn.init.orthogonal_(linear.weight)
         return linear

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.ao.nn.quantized import dynamic
 
 from kwslib import paths
-from kwslib.config import CRNNConfig
-from kwslib.models import CRNN, CheckpointError, read_sidecar, read_tensors, tensors_file
+from kwslib.architectures import build, config_of
+from kwslib.models import CheckpointError, read_sidecar, read_tensors, tensors_file
 
 SIDECAR_SCHEMA = 1
 INT8 = (dynamic.GRU, dynamic.LSTM, dynamic.Linear)
@@ -79,7 +79,7 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
         elif isinstance(module, dynamic.Linear):
             named = {"weight": module.weight(), "bias": module.bias()}
         else:
-            named = dict(module.named_parameters(recurse=False))
+            named = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
         state |= {f"{prefix}.{name}": value.detach() for name, value in named.items()}
     return state
 
@@ -133,7 +133,7 @@ def load(path: Path) -> tuple[nn.Module, dict]:
     if sidecar.get("schema") != SIDECAR_SCHEMA:
         raise CheckpointError(f"{path} has schema {sidecar.get('schema')}, this version reads {SIDECAR_SCHEMA}")
     try:
-        model = CRNN(config_of(sidecar)).eval()
+        model = build(config_of(sidecar["model"])).eval()
         convert = PRECISIONS[sidecar["precision"]]
         model = convert(model) if convert else model
         if set(state) != set(tensors(model)):
@@ -142,12 +142,6 @@ def load(path: Path) -> tuple[nn.Module, dict]:
     except (KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not fit its description: {error}") from None
     return model, sidecar
-
-
-def config_of(sidecar: dict) -> CRNNConfig:
-    """The architecture a sidecar describes."""
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in sidecar["model"].items() if k != "class"}
-    return CRNNConfig(**fields)
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor]) -> None:

@@ -89,7 +89,7 @@ def results(records: list[dict]) -> pd.DataFrame:
                 "n_other": metrics["n_other"],
                 "params": cost["params"],
                 "macs_per_clip": cost["macs_per_clip"],
-                "macs_per_second": cost["macs_per_second"],
+                "macs_per_second": cost.get("macs_per_second", np.nan),
                 "state_dict_bytes": cost["state_dict_bytes"],
                 "weights_bytes": cost["weights_bytes"],
                 "precision": r["precision"],

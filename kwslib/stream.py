@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, FeatureConfig
+from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, CRNNConfig, FeatureConfig
 from kwslib.corpora import Corpus
 from kwslib.features import LogMel, from_int16, n_frames
 from kwslib.metrics import TOLERANCE_S, count_events
@@ -55,6 +55,8 @@ class StreamingModel(nn.Module):
     def __init__(self, model: nn.Module, max_window_length: int | None = None, framing: str = "causal"):
         super().__init__()
         config = model.config
+        if not isinstance(config, CRNNConfig):
+            raise ValueError(f"{type(model).__name__} reads whole clips: only a CRNN runs on a stream")
         if config.stride[1] > config.kernel_size[1]:
             raise ValueError("a stream needs a time stride that is not larger than the kernel")
         if framing != "causal":

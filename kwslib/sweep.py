@@ -14,11 +14,12 @@ from joblib import Parallel, cpu_count, delayed
 from optuna.trial import TrialState
 from tqdm.auto import tqdm
 
-from kwslib import cost, features, models, paths, train
+from kwslib import cost, features, paths, train
+from kwslib.architectures import build
 from kwslib.augment import Augmentation
 from kwslib.config import CRNNConfig, FeatureConfig
-from kwslib.experiments import Study
 from kwslib.losses import Labels, SoftTargets
+from kwslib.study import Study
 from kwslib.train import NotANumber, Training
 
 OVER_BUDGET = "over budget"  # why a trial was not trained
@@ -129,7 +130,7 @@ def _train(
         losses = (Labels(1 - share), SoftTargets(share, trial.suggest_float("temperature", 1.0, 20.0, log=True)))
     training = Training(epochs=epochs, learning_rate=trial.suggest_float("learning_rate", 1e-3, 1e-2, log=True))
     torch.manual_seed(trial.number)
-    model = models.CRNN(config)
+    model = build(config)
     trial.set_user_attr("params", sum(p.numel() for p in model.parameters()))
     best = float("inf")
 

@@ -222,7 +222,7 @@ class _Loop:
             taught = self.teacher.outputs(x) if self.teacher is not None else None
         with torch.autocast(self.device, getattr(torch, self.training.precision), self.training.precision != "float32"):
             learnt = self.model.outputs(x)
-        learnt = learnt._replace(**{name: value.float() for name, value in learnt._asdict().items()})
+        learnt = learnt._replace(**{name: part.float() for name, part in learnt._asdict().items() if part is not None})
         terms = {}
         for i, term in enumerate(self.losses):
             name = _name(i, term)

@@ -9,19 +9,21 @@ import soundfile
 import torch
 import torchaudio
 
-from kwslib import corpora, features, metrics, train
+from kwslib import corpora, experiments, features, metrics, train
 from kwslib.cli import main
 from kwslib.config import CRNNConfig
-from kwslib.experiments import Experiment, open_study
+from kwslib.experiments import Experiment
 from kwslib.models import CRNN
+from kwslib.study import open_study
 from kwslib.train import Training
 
 
 @pytest.fixture
 def trained(folder):
     study = open_study(str(folder), "go", "speaker", "smoke")
-    study.run(
-        [Experiment("baseline", student=CRNNConfig(2, hidden_size=6), training=Training(epochs=60, batch_size=16))]
+    experiments.run(
+        study,
+        [Experiment("baseline", student=CRNNConfig(2, hidden_size=6), training=Training(epochs=60, batch_size=16))],
     )
     return study
 

@@ -10,8 +10,9 @@ import pytest
 
 from kwslib import paths, records
 from kwslib.config import CRNNConfig
-from kwslib.experiments import Experiment, ExperimentError, open_study
+from kwslib.experiments import Experiment, run
 from kwslib.losses import Labels, SoftTargets
+from kwslib.study import ExperimentError, open_study
 from kwslib.train import Training
 
 distributed = pytest.importorskip("distributed")
@@ -38,7 +39,7 @@ def kill_when_busy(pid: int, folder) -> None:
 
 def test_a_cluster_gives_the_same_records_and_survives_the_loss_of_a_worker(folder, home, tmp_path, monkeypatch):
     study = open_study(str(folder), "go", "speaker", "smoke", seeds=2)
-    study.run(EXPERIMENTS)
+    run(study, EXPERIMENTS)
     expected = stable(study)
     assert len(expected) == 4
     monkeypatch.setenv("KWS_HOME", str(tmp_path / "other"))
@@ -48,7 +49,7 @@ def test_a_cluster_gives_the_same_records_and_survives_the_loss_of_a_worker(fold
         victim = cluster.workers[0].pid
         killer = threading.Thread(target=kill_when_busy, args=(victim, paths.checkpoints(study.name)))
         killer.start()
-        study.run(EXPERIMENTS)
+        run(study, EXPERIMENTS)
         killer.join()
         assert cluster.workers[0].pid != victim
     assert stable(study) == expected
@@ -59,8 +60,8 @@ def test_an_address_without_a_scheduler_and_workers_with_threads_are_refused(fol
     study = open_study(str(folder), "go", "speaker", "smoke", seeds=1)
     monkeypatch.setenv("KWS_CLUSTER", "tcp://127.0.0.1:9")
     with pytest.raises(ExperimentError, match="no Dask scheduler at tcp://127.0.0.1:9"):
-        study.run(EXPERIMENTS)
+        run(study, EXPERIMENTS)
     with distributed.LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as cluster:
         monkeypatch.setenv("KWS_CLUSTER", cluster.scheduler_address)
         with pytest.raises(ExperimentError, match="one thread each: start them with --nthreads 1"):
-            study.run(EXPERIMENTS)
+            run(study, EXPERIMENTS)

@@ -6,9 +6,10 @@ import pytest
 from kwslib import config, experiments, paths, records, report, tracking
 from kwslib.augment import Augmentation
 from kwslib.config import CRNNConfig
-from kwslib.experiments import Experiment, ExperimentError, open_study
+from kwslib.experiments import Experiment, run
 from kwslib.losses import Labels, SoftTargets
 from kwslib.quantize import DynamicInt8, Half
+from kwslib.study import ExperimentError, open_study
 from kwslib.train import Training
 
 TINY = CRNNConfig(cnn_out_channels=2, hidden_size=6, gru_num_layers=1)
@@ -47,7 +48,7 @@ def test_nothing_is_its_own_control_or_teacher():
 
 
 def test_a_study_from_recipes_to_report(study, monkeypatch):
-    results = study.run([BASELINE, STUDENT, HALF, INT8])  # needs are met within one call, wave by wave
+    results = run(study, [BASELINE, STUDENT, HALF, INT8])  # needs are met within one call, wave by wave
     assert list(results.summary.index) == ["baseline", "student", "student-fp16", "student-int8"]
     assert len(results.records) == 8
     assert results["student-int8"].macs_per_clip == results["student"].macs_per_clip
@@ -62,7 +63,7 @@ def test_a_study_from_recipes_to_report(study, monkeypatch):
 
     before = {f: f.read_bytes() for f in paths.checkpoints(study.name).iterdir()}
     monkeypatch.setattr(experiments, "_execute", lambda task: pytest.fail(f"{task.label} ran again"))
-    study.run([BASELINE, STUDENT, HALF, INT8])
+    run(study, [BASELINE, STUDENT, HALF, INT8])
     assert before == {f: f.read_bytes() for f in paths.checkpoints(study.name).iterdir()}
 
     page = report.write(study.name).read_text()
@@ -72,58 +73,58 @@ def test_a_study_from_recipes_to_report(study, monkeypatch):
 
 
 def test_one_process_or_many_any_order_same_bytes(study, folder, monkeypatch):
-    study.run([BASELINE])
+    run(study, [BASELINE])
     first = {f.name: f.read_bytes() for f in paths.checkpoints(study.name).iterdir()}
     first_record = stable(study, "baseline", 1)
     for file in [*paths.checkpoints(study.name).iterdir(), *(paths.reports(study.name) / "records").iterdir()]:
         file.unlink()
     monkeypatch.setattr(experiments, "cpu_count", lambda: 1)
-    study.run([BASELINE])
+    run(study, [BASELINE])
     assert first == {f.name: f.read_bytes() for f in paths.checkpoints(study.name).iterdir()}
     assert first_record == stable(study, "baseline", 1)
 
 
 def test_a_changed_recipe_trains_again_and_so_does_what_learnt_from_it(study):
-    study.run([BASELINE, STUDENT])
+    run(study, [BASELINE, STUDENT])
     before = stable(study, "student")["identity"]
     louder = Experiment("baseline", student=TINY, training=QUICK, augmentation=Augmentation(time_mask=0))
-    study.run([louder, STUDENT])
+    run(study, [louder, STUDENT])
     assert stable(study, "student")["identity"] != before
 
 
 def test_fewer_seeds_of_a_new_recipe_are_not_averaged_with_more_of_an_old_one(study, folder):
-    study.run([BASELINE, STUDENT])
+    run(study, [BASELINE, STUDENT])
     fewer = open_study(str(folder), "go", "speaker", "smoke", seeds=1)
-    assert len(fewer.run([BASELINE]).records) == 4  # the same recipe: the second seed still counts
+    assert len(run(fewer, [BASELINE]).records) == 4  # the same recipe: the second seed still counts
     warmer = dataclasses.replace(STUDENT, losses=(Labels(0.4), SoftTargets(0.6, 2.0)))
-    left = [(r["experiment"], r["seed"]) for r in fewer.run([BASELINE, warmer]).records]
+    left = [(r["experiment"], r["seed"]) for r in run(fewer, [BASELINE, warmer]).records]
     assert left == [("baseline", 0), ("baseline", 1), ("student", 0)]
     other_teacher = dataclasses.replace(BASELINE, augmentation=Augmentation(time_mask=0))
-    left = [(r["experiment"], r["seed"]) for r in fewer.run([other_teacher, STUDENT]).records]
+    left = [(r["experiment"], r["seed"]) for r in run(fewer, [other_teacher, STUDENT]).records]
     assert left == [("baseline", 0), ("student", 0)]
 
 
 def test_a_run_that_was_killed_before_it_was_timed_is_timed_not_trained_again(study, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(experiments, "_time", lambda task: (_ for _ in ()).throw(KeyboardInterrupt))
-        study.run([BASELINE])
+        run(study, [BASELINE])
     assert json.loads(records.path(study.name, "baseline", 0).read_text())["run"]["latency_ms_per_clip"] is None
     assert "–" in report.display_table(study.results().summary).loc["baseline", "ms per clip"]
     monkeypatch.setattr(experiments, "_execute", lambda task: pytest.fail("trained again"))
-    study.run([BASELINE])
+    run(study, [BASELINE])
     assert stable(study, "baseline", 1)
 
 
 def test_a_changed_note_or_control_trains_nothing(study, monkeypatch):
-    study.run([BASELINE])
+    run(study, [BASELINE])
     monkeypatch.setattr(experiments, "_execute", lambda task: pytest.fail("trained again"))
-    study.run([Experiment("baseline", student=TINY, training=QUICK, note="new words")])
+    run(study, [Experiment("baseline", student=TINY, training=QUICK, note="new words")])
     assert stable(study, "baseline")["note"] == "new words"
 
 
 @pytest.mark.parametrize("damage", ["record", "checkpoint", "sidecar"])
 def test_a_damaged_file_is_made_anew_with_the_same_content(study, damage):
-    study.run([BASELINE])
+    run(study, [BASELINE])
     checkpoint = study.checkpoint("baseline")
     file = {
         "record": records.path(study.name, "baseline", 0),
@@ -132,7 +133,7 @@ def test_a_damaged_file_is_made_anew_with_the_same_content(study, damage):
     }[damage]
     before = checkpoint.read_bytes()
     file.write_bytes(file.read_bytes()[:50])
-    study.run([BASELINE])
+    run(study, [BASELINE])
     assert checkpoint.read_bytes() == before
     study.model("baseline")
 
@@ -141,22 +142,23 @@ def test_one_failing_run_keeps_the_others_and_is_reported(study):
     broken = Experiment("broken", student=CRNNConfig(kernel_size=(5, 200)), training=QUICK)  # longer than a clip
     depends = Experiment("depends", start="broken", after=(Half(),))
     with pytest.raises(ExperimentError, match="4 runs failed, the others are kept.*broken-seed0.*what it needs failed"):
-        study.run([broken, depends, BASELINE])
+        run(study, [broken, depends, BASELINE])
     assert len(study.results().records) == 2
 
 
 def test_missing_needs_and_bad_recipes_are_named(study):
     with pytest.raises(ExperimentError, match="'baseline' .* is needed but has no checkpoint"):
-        study.run([STUDENT])
+        run(study, [STUDENT])
     with pytest.raises(ExperimentError, match="circle"):
-        study.run(
+        run(
+            study,
             [
                 Experiment("a", student=TINY, teacher="b", losses=(SoftTargets(),)),
                 Experiment("b", student=TINY, teacher="a", losses=(SoftTargets(),)),
-            ]
+            ],
         )
     with pytest.raises(ExperimentError, match="share a name"):
-        study.run([BASELINE, BASELINE])
+        run(study, [BASELINE, BASELINE])
     with pytest.raises(ValueError, match="names no teacher"):
         Experiment("x", student=TINY, losses=(SoftTargets(),))
     with pytest.raises(ValueError, match="either a student to train or a start"):
@@ -175,7 +177,7 @@ def test_parameters_of_a_study_are_checked(folder):
 
 
 def test_a_quick_run_does_not_replace_a_long_one(study, folder):
-    study.run([BASELINE])
+    run(study, [BASELINE])
     file = records.path(study.name, "baseline", 0)
     record = json.loads(file.read_text())
     file.write_text(json.dumps(record | {"profile": "standard"}))

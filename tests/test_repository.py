@@ -17,17 +17,17 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 APPENDIX = ROOT / "notebooks" / "appendix" / f"{report.APPENDIX}.ipynb"
 ROOMS = {
     0: "paths config records tracking synthesis plots report published",
-    1: "speech_commands corpora splits features augment models losses metrics cost",
+    1: "speech_commands corpora splits features augment models architectures losses metrics cost",
     2: "train quantize",
     3: "stream",
-    4: "experiments sweep",
+    4: "study experiments sweep",
     5: "cli",
 }
 FLOOR = {room: floor for floor, rooms in ROOMS.items() for room in rooms.split()}
 # Inside a floor some rooms build on others; from left to right.
 ORDER = (
     "paths config published records synthesis tracking plots report "
-    "speech_commands corpora splits features models metrics augment losses cost experiments sweep"
+    "speech_commands corpora splits features models architectures metrics augment losses cost study experiments sweep"
 )
 
 

@@ -25,7 +25,7 @@ WORDS, SPEAKERS = 30, 2167  # 65,010 clips
 LOAD = """
 import sys, time
 from kwslib import splits
-from kwslib.experiments import open_study
+from kwslib.study import open_study
 began = time.perf_counter()
 study = open_study(sys.argv[1], "word07", "speaker", "smoke")
 study.corpus, study.split, splits.leaks(study.corpus, study.split)
@@ -34,10 +34,11 @@ print(len(study.corpus.clips), time.perf_counter() - began)
 TRAIN = """
 import sys
 from kwslib.config import CRNNConfig
-from kwslib.experiments import Experiment, open_study
+from kwslib.experiments import Experiment, run
+from kwslib.study import open_study
 from kwslib.train import Training
 study = open_study(sys.argv[1], "word07", "speaker", "standard", seeds=2)  # 8 views: 2.5 GB of them
-study.run([Experiment("baseline", student=CRNNConfig(), training=Training(epochs=1))])
+run(study, [Experiment("baseline", student=CRNNConfig(), training=Training(epochs=1))])
 """
 
 

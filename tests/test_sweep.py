@@ -3,7 +3,8 @@ import pytest
 
 from kwslib import cost, sweep
 from kwslib.config import CRNNConfig
-from kwslib.experiments import Experiment, open_study
+from kwslib.experiments import Experiment, run
+from kwslib.study import open_study
 from kwslib.sweep import OVER_BUDGET
 from kwslib.train import Training
 
@@ -65,7 +66,7 @@ def test_a_hopeless_trial_is_stopped_early(study):
 
 
 def test_a_teacher_is_listened_to(study):
-    study.run([Experiment("baseline", student=CRNNConfig(2, hidden_size=6), training=Training(epochs=20))])
+    run(study, [Experiment("baseline", student=CRNNConfig(2, hidden_size=6), training=Training(epochs=20))])
     found = sweep.sweep(study, trials=1, max_macs=BUDGET, epochs=1, teacher="baseline")
     assert found["kd_share"].between(0, 0.9).all() and found["temperature"].between(1, 20).all()
 
