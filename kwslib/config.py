@@ -127,15 +127,20 @@ class Profile:
     epochs_percent: int  # of what a recipe asks for
     views: int  # augmented copies of each training clip
     bootstrap: int  # resamples behind an interval
+    trials: int  # of the sweep in 03
+
+    def epochs(self, recipe: int) -> int:
+        """Epochs of a training whose recipe asks for so many."""
+        return max(1, round(recipe * self.epochs_percent / 100))
 
 
 # From the quickest to the longest.
 PROFILES = {
     p.name: p
     for p in (
-        Profile("smoke", synthetic_speakers=48, seeds=1, epochs_percent=5, views=1, bootstrap=200),
-        Profile("standard", synthetic_speakers=360, seeds=3, epochs_percent=100, views=8, bootstrap=1000),
-        Profile("full", synthetic_speakers=360, seeds=10, epochs_percent=200, views=16, bootstrap=2000),
+        Profile("smoke", synthetic_speakers=48, seeds=1, epochs_percent=5, views=1, bootstrap=200, trials=2),
+        Profile("standard", synthetic_speakers=360, seeds=3, epochs_percent=100, views=8, bootstrap=1000, trials=16),
+        Profile("full", synthetic_speakers=360, seeds=10, epochs_percent=200, views=16, bootstrap=2000, trials=100),
     )
 }
 

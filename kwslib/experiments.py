@@ -97,7 +97,7 @@ class _Task:
     @property
     def training(self) -> Training:
         """The recipe's training at the profile's size."""
-        epochs = max(1, round(self.experiment.training.epochs * self.study.profile.epochs_percent / 100))
+        epochs = self.study.profile.epochs(self.experiment.training.epochs)
         return dataclasses.replace(self.experiment.training, epochs=epochs)
 
     @cached_property

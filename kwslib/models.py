@@ -119,6 +119,15 @@ class CRNN(nn.Module):
         return self.outputs(logmel).logits
 
 
+@torch.no_grad()
+def absorb_normalization(model: CRNN, mean: float, std: float) -> CRNN:
+    """Let a model that was fed (x - mean) / std take x itself: its convolution absorbs both, exactly, in place."""
+    convolution = model.conv[0]
+    convolution.weight /= std
+    convolution.bias -= convolution.weight.sum((1, 2, 3)) * mean
+    return model
+
+
 def keyword_score(logits: Tensor) -> Tensor:
     """Logit of the keyword minus logit of the rest, (B, 2) -> (B,) in float32.
 

@@ -28,6 +28,7 @@ STYLE = {
 }
 COLOURS = {"float32": "#1b6ca8", "float16": "#d9822b", "int8": "#3a8f5c"}
 MARKERS = {"float32": "o", "float16": "s", "int8": "D"}
+MOST_LABELS = 20  # points of a plot that all get their names; of more, only the front
 COST_LABELS = {
     "macs_per_clip": ("MACs per 1-s clip", 1.0),
     "state_dict_bytes": ("size of torch.save(state_dict), kB", 1e-3),
@@ -96,7 +97,11 @@ def metric_cost(summary: pd.DataFrame, cost: str, bar: float) -> Figure:
         ax.plot([], [], MARKERS[precision], color=COLOURS[precision], label=precision)
     ax.plot([], [], color="0.55", lw=1, label="Pareto front")
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False)
-    _label_points(ax, x, shown, np.stack([low, high], axis=1), list(summary.index))
+    names = list(summary.index)
+    if len(names) > MOST_LABELS:  # names on all of many points can be read by nobody
+        named = {"baseline", *pareto(summary, cost)}
+        names = [name if name in named else "" for name in names]
+    _label_points(ax, x, shown, np.stack([low, high], axis=1), names)
     return figure
 
 
@@ -121,6 +126,8 @@ def _label_points(ax, x: np.ndarray, y: np.ndarray, ranges: np.ndarray, names: l
         for side in (1, -1)
     ]
     for i in np.argsort(-points[:, 1]):
+        if not names[i]:
+            continue
         width = 5.2 * len(names[i])
         for dx, dy, side in places:
             left = points[i, 0] + dx - (width if side < 0 else 0)
@@ -183,6 +190,20 @@ def gains(summary: pd.DataFrame) -> Figure:
     ax.set_yticks(y, [f"{name}\nagainst {row.control}" for name, row in rows.iterrows()], fontsize=8)
     ax.set(xlabel="AU-FA-FR of the control minus its own; right of 0 is better", ylim=(-0.6, len(rows) - 0.4))
     ax.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
+    return figure
+
+
+def sweep(trials: pd.DataFrame) -> Figure:
+    """Val area against MACs, one point per trial of ``kwslib.sweep.table``, with the Pareto front."""
+    figure, ((ax,),) = _figure()
+    floor = _floor(trials["val_au_fa_fr"].to_numpy())
+    for stopped, label, colour in ((True, "stopped early", "0.7"), (False, "trained to the end", COLOURS["float32"])):
+        rows = trials[trials["stopped_early"] == stopped]
+        ax.plot(rows["macs_per_clip"], rows["val_au_fa_fr"].clip(lower=floor), "o", color=colour, label=label)
+    front = trials[trials["front"]].sort_values("macs_per_clip")
+    ax.plot(front["macs_per_clip"], front["val_au_fa_fr"].clip(lower=floor), color="0.55", lw=1, label="Pareto front")
+    ax.set(yscale="log", xlabel=COST_LABELS["macs_per_clip"][0], ylabel="val AU-FA-FR, lower is better")
+    ax.legend(frameon=False, fontsize=8)
     return figure
 
 

@@ -6,6 +6,7 @@ One self-contained page: figures inside, no scripts, readable on a phone.
 import base64
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
@@ -96,25 +97,84 @@ def display_table(summary: pd.DataFrame) -> pd.DataFrame:
 def findings(summary: pd.DataFrame) -> dict[str, list[str]]:
     """What worked and what did not, as sentences that follow from the numbers alone.
 
-    An experiment worked when it is below the reports' bar; a technique, when its gain over the
-    control is beyond the interval, or, for fewer bits, when its loss is not.
+    An experiment worked when it is below the reports' bar; of those, the ones that no other one beats in quality
+    and MACs get a sentence. A technique worked when its gain over the control is beyond the interval, or, for
+    fewer bits, when its loss is not.
     """
-    worked, failed = [], []
-    for name, row in summary.iterrows():
-        below = row["au_fa_fr"] <= published.BAR
-        cheaper = (
-            f", with {times(row['speed_up'])} fewer MACs and {times(row['compression'])} fewer bytes than the baseline"
-        )
-        (worked if below else failed).append(
-            f"{name}: AU-FA-FR {area(row['au_fa_fr'])}e-5, {'below' if below else 'above'} the reports' bar of "
-            f"{area(published.BAR)}e-5{'' if name == 'baseline' else cheaper}."
-        )
-        said, fewer_bits = verdict(row), row["precision"] != "float32"
-        if said:
-            interval = f"{area(row['gain'])}e-5, 95 % interval {area(row['gain_low'])} to {area(row['gain_high'])}e-5"
-            paid = said == "better" or (fewer_bits and said != "worse")
-            (worked if paid else failed).append(f"{name} against {row['control']}: {said} (gain {interval}).")
+    said = summary.apply(verdict, axis=1)
+    below = summary["au_fa_fr"] <= published.BAR
+    fewer_bits = summary["precision"] != "float32"
+    front = records.pareto(summary, "macs_per_clip")
+
+    def named(rows: pd.Series, start: str) -> list[str]:
+        """One sentence with these experiments and their gains, or none."""
+        gains = [f"{name} ({area(row['gain'])})" for name, row in summary[rows].iterrows()]
+        return [f"{start} (gain ×1e5): {', '.join(gains)}."] if gains else []
+
+    worked = [
+        f"{name}: AU-FA-FR {area(row['au_fa_fr'])}e-5, below the reports' bar of {area(published.BAR)}e-5"
+        + ("." if name == "baseline" else f", with {times(row['speed_up'])} fewer MACs and {times(row['compression'])} "
+           "fewer bytes than the baseline.")
+        for name, row in summary[below & summary.index.isin(["baseline", *front])].iterrows()
+    ]  # fmt: skip
+    worked += named(said == "better", "Better than its control, beyond the interval")
+    worked += named(fewer_bits & (said == "no clear difference"), "Fewer bits without a clear loss")
+    failed = named(said == "worse", "Worse than its control, beyond the interval")
+    failed += named(~fewer_bits & (said == "no clear difference"), "No clear difference from its control")
+    above = [f"{name} ({area(row['au_fa_fr'])})" for name, row in summary[~below].iterrows()]
+    if above:
+        failed.append(f"Above the reports' bar of {area(published.BAR)}e-5 (AU-FA-FR ×1e5): {', '.join(above)}.")
     return {"worked": worked, "failed": failed}
+
+
+def say_gains(rows: pd.DataFrame, whom: str) -> str:
+    """One sentence to quote: how many of these experiments beat their controls beyond the interval.
+
+    >>> numbers = {"gain": [2e-5, 1e-5], "gain_low": [1e-5, -1e-5], "gain_high": [3e-5, 3e-5]}
+    >>> say_gains(pd.DataFrame(numbers, index=["a", "b"]), "students").partition(";")[0]
+    'Of 2 students, 1 was clearly better than without (a), 0 were clearly worse, 1 was not clearly different'
+    """
+    said = rows.apply(verdict, axis=1)
+
+    def counted(kind: str) -> str:
+        names = list(said.index[said == kind])
+        return f"{len(names)} {'was' if len(names) == 1 else 'were'}", f" ({', '.join(names)})" if names else ""
+
+    (better, who), (worse, whose), (unclear, _) = map(counted, (*CLEAR, "no clear difference"))
+    return (
+        f"Of {len(rows)} {whom}, {better} clearly better than without{who}, {worse} clearly worse{whose}, "
+        f"{unclear} not clearly different; clear means beyond the 95 % interval, and the median gain over the "
+        f"control was {area(rows['gain'].median())}e-5."
+    )
+
+
+def say_smallest(rows: pd.DataFrame) -> str:
+    """One sentence to quote: the fewest MACs with which a model stays below the reports' bar."""
+    below = rows[rows["au_fa_fr"] <= published.BAR]
+    bar = f"the reports' bar of {area(published.BAR)}e-5"
+    if below.empty:
+        return f"None of these {len(rows)} models stays below {bar}."
+    name = below["macs_per_clip"].astype(int).idxmin()
+    row = below.loc[name]
+    return (
+        f"The fewest MACs below {bar} are those of {name}: {times(row['speed_up'])} fewer MACs and "
+        f"{times(row['compression'])} fewer bytes than the baseline at an AU-FA-FR of {area(row['au_fa_fr'])}e-5 "
+        f"(95 % interval {area(row['ci95_low'])} to {area(row['ci95_high'])}e-5), {row['ratio']:.2f} times that of the "
+        "baseline."
+    )
+
+
+def say_rivals(summary: pd.DataFrame, rivals: Sequence[str], student: str) -> str:
+    """One sentence to quote: what other small nets, trained plainly, reach beside a student."""
+
+    def said(name: str) -> str:
+        row = summary.loc[name]
+        return (
+            f"{name} {area(row['au_fa_fr'])}e-5 with {row['macs_per_clip']:,} MACs and "
+            f"{row['state_dict_bytes'] / 1e3:.1f} kB"
+        )
+
+    return f"Just another small net: {'; '.join(map(said, rivals))}; beside them {said(student)}."
 
 
 def write(study: str) -> Path:
@@ -172,7 +232,7 @@ def command(record: dict, n_seeds: int) -> str:
 
 def _rounded(table: pd.DataFrame) -> pd.DataFrame:
     out = table.copy()
-    for column in out.columns[1:]:
+    for column in out.columns[2:]:
         out[column] = out[column].map(area if column.startswith("AU") else times)
     return out.rename(columns=lambda c: c.replace("AU-FA-FR", "AU-FA-FR ×1e5").replace("_", "-"))
 
@@ -198,7 +258,7 @@ README_COLUMNS = ["AU-FA-FR ×1e5 ↓", "95 % interval", "ratio to baseline ↓"
 
 
 def readme_results(study: str, reference: Path) -> str:
-    """The results of a published study as the README shows them: two sentences and the table."""
+    """The results of a published study as the README shows them: sentences and the front of the table."""
     found = records.load_folder(reference / study / "records")
     summary, first = records.summary(found), found[0]
     metrics = first["metrics"]
@@ -210,7 +270,11 @@ def readme_results(study: str, reference: Path) -> str:
         f"interval over {metrics.get('interval_over', 'speakers')} and seeds. "
         f"Differences from the control beyond their interval: {', '.join(clear) or 'none'}."
     )
-    return f"{sentences}\n\n{markdown(display_table(summary)[README_COLUMNS])}"
+    shown = summary.index.isin(
+        ["baseline", *records.pareto(summary, "macs_per_clip"), *records.pareto(summary, "state_dict_bytes")]
+    )
+    front = "The baseline and the experiments that no other one beats in both quality and MACs, or quality and bytes:"
+    return f"{sentences}\n\n{front}\n\n{markdown(display_table(summary[shown])[README_COLUMNS])}"
 
 
 def fill_readme(text: str, reference: Path) -> str:
@@ -259,6 +323,8 @@ def publish(study: str) -> None:
         shutil.copytree(source / part, target / part)
     for file in ("results.csv", "index.html"):
         shutil.copy(source / file, target / file)
+    if (source / "sweep.csv").exists():
+        shutil.copy(source / "sweep.csv", target / "sweep.csv")
     appendix = source / "notebooks" / f"{APPENDIX}.ipynb"
     if appendix.exists():
         shutil.copytree(paths.reports(f"{study}-appendix") / "records", target / "appendix-records")

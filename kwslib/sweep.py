@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from kwslib import cost, features, paths, train
 from kwslib.architectures import build
-from kwslib.augment import Augmentation
+from kwslib.augment import WITHOUT_MASKS
 from kwslib.config import CRNNConfig, FeatureConfig
 from kwslib.losses import Labels, SoftTargets
 from kwslib.study import Study
@@ -68,7 +68,7 @@ def sweep(
     if max_macs < 1000:
         raise ValueError(f"no model fits into {max_macs} MACs per clip: the smallest need some thousands")
     storage = storage or storage_of(study)
-    _ = study.logmels, study.bank(Augmentation())  # computed before the workers start
+    _ = study.logmels, study.bank(WITHOUT_MASKS)  # computed before the workers start
     _database(study, storage)
     jobs = min(cpu_count(), trials)
     home = str(paths.home())
@@ -143,10 +143,10 @@ def _train(
             raise optuna.TrialPruned
 
     rows = study.split.train, study.split.val
-    data = train.Data(study.bank(Augmentation()), study.labels[rows[0]], study.logmels[rows[1]], study.labels[rows[1]])
+    data = train.Data(study.bank(WITHOUT_MASKS), study.labels[rows[0]], study.logmels[rows[1]], study.labels[rows[1]])
     guide = study.model(teacher, 0) if teacher else None
     try:
-        train.fit(model, data, training, losses, Augmentation(), trial.number, teacher=guide, on_epoch=report)
+        train.fit(model, data, training, losses, WITHOUT_MASKS, trial.number, teacher=guide, on_epoch=report)
     except (optuna.TrialPruned, NotANumber):
         return TrialState.PRUNED, None
     return TrialState.COMPLETE, best

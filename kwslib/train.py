@@ -4,6 +4,7 @@ On one machine's CPU the result depends on recipe, data and seed alone: an inter
 resumed training ends with the same bytes as an undisturbed one.
 """
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from kwslib import paths
 from kwslib.augment import Augmentation, spec_augment
 from kwslib.metrics import au_fa_fr
-from kwslib.models import CheckpointError, keyword_score, read_tensors, tensors_file
+from kwslib.models import CRNN, CheckpointError, absorb_normalization, keyword_score, read_tensors, tensors_file
 
 SCHEDULES = ("constant", "cosine", "onecycle")
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -38,6 +39,8 @@ class Training:
             weights themselves.
         precision: of the arithmetic; ``float16`` and ``bfloat16`` are mixed precision, float32 weights
             with autocast (and a scaled loss for float16).
+        normalize: a CRNN learns on log-mels of mean 0 and deviation 1, and its convolution absorbs both
+            constants afterwards: the same model, but one that is easier to train, the more the smaller it is.
         weight_decay: L2 penalty inside Adam, as in the reports.
         max_grad_norm: gradients are scaled down to this norm.
     """
@@ -49,6 +52,7 @@ class Training:
     warm_up: float = 0.05
     ema: float = 0.0
     precision: str = "float32"
+    normalize: bool = True
     weight_decay: float = 1e-5
     max_grad_norm: float = 5.0
 
@@ -143,13 +147,16 @@ def fit(
         learning_rate, wall_s, best`` (1 when it was the best so far).
 
     Raises:
-        ValueError: a loss needs a teacher and there is none, or no loss is given.
+        ValueError: a loss needs a teacher and there is none, no loss is given, or a net is to be normalized
+            that cannot absorb it.
         NotANumber: the loss is not finite.
     """
     if not losses:
         raise ValueError("a training needs at least one loss term, for example Labels()")
     if teacher is None and any(term.needs_teacher for term in losses):
         raise ValueError("a distillation loss needs a teacher: name one in the experiment")
+    if training.normalize and not isinstance(model, CRNN):
+        raise ValueError(f"a {type(model).__name__} cannot absorb a normalization: train it with normalize=False")
     if teacher is not None:
         teacher = teacher.to(device).eval()
     loop = _Loop(model.to(device), teacher, data, training, losses, augmentation, seed, device)
@@ -186,6 +193,10 @@ class _Loop:
         self.scaler = torch.amp.GradScaler(device, enabled=training.precision == "float16")
         counts = np.bincount(data.labels, minlength=2)
         self.clip_weights = torch.from_numpy(1.0 / np.maximum(counts, 1))[torch.from_numpy(data.labels).long()]
+        self.mean, self.std = 0.0, 1.0
+        if training.normalize:
+            some = data.bank[0, ::16].astype(np.float32)
+            self.mean, self.std = float(some.mean()), float(some.std())
         self.best = {"key": [float("inf")] * 2, "model": _copy(model)}
 
     @torch.no_grad()
@@ -221,7 +232,7 @@ class _Loop:
         with torch.no_grad():
             taught = self.teacher.outputs(x) if self.teacher is not None else None
         with torch.autocast(self.device, getattr(torch, self.training.precision), self.training.precision != "float32"):
-            learnt = self.model.outputs(x)
+            learnt = self.model.outputs((x - self.mean) / self.std)
         learnt = learnt._replace(**{name: part.float() for name, part in learnt._asdict().items() if part is not None})
         terms = {}
         for i, term in enumerate(self.losses):
@@ -243,6 +254,8 @@ class _Loop:
     def validate(self, epoch: int) -> dict:
         """Score the selection part; remember the weights when they are the best so far."""
         model = self.model if self.average is None else self.average.module
+        if self.training.normalize:
+            model = absorb_normalization(copy.deepcopy(model), self.mean, self.std)
         scores = score(model, self.data.val, self.device).astype(np.float64)
         area = au_fa_fr(scores, self.data.val_labels.astype(bool))
         loss = float(np.mean(np.logaddexp(0, np.where(self.data.val_labels == 1, -scores, scores))))

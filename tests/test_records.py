@@ -86,10 +86,27 @@ def test_what_lost_is_said_to_have_lost():
         record("same-fp16", 0, 1e-5, 1000, 2000, "baseline", 2, precision="float16"),
     ]
     said = report.findings(records.summary(found))
-    assert any(s.startswith("worse: AU-FA-FR 9.00e-5, above the reports' bar") for s in said["failed"])
+    assert "Above the reports' bar of 5.50e-5 (AU-FA-FR ×1e5): worse (9.00)." in said["failed"]
     assert any(s.startswith("baseline: AU-FA-FR 1.00e-5, below") for s in said["worked"])
-    assert any(s.startswith("worse against baseline: worse") for s in said["failed"])
-    assert any(s.startswith("same-fp16 against baseline: no clear difference") for s in said["worked"])
+    assert "Worse than its control, beyond the interval (gain ×1e5): worse (-8.00)." in said["failed"]
+    assert "Fewer bits without a clear loss (gain ×1e5): same-fp16 (0.00)." in said["worked"]
+
+
+def test_sentences_to_quote():
+    found = [
+        record("baseline", 0, 1e-5, 1000, 4000),
+        record("small", 0, 2e-5, 100, 400, "baseline", 1),
+        record("smaller", 0, 9e-5, 50, 200, "small", 2),
+    ]
+    table = records.summary(found)
+    assert report.say_smallest(table).startswith(
+        "The fewest MACs below the reports' bar of 5.50e-5 are those of small: 10.0× fewer MACs and 10.0× fewer bytes"
+    )
+    assert report.say_smallest(table.loc[["smaller"]]).startswith("None of these 1 models stays below")
+    assert report.say_gains(table.loc[["small", "smaller"]], "nets").startswith("Of 2 nets, 0 were clearly better")
+    assert report.say_rivals(table, ["smaller"], "small").endswith(
+        "beside them small 2.00e-5 with 100 MACs and 0.4 kB."
+    )
 
 
 def test_a_perfect_or_missing_baseline_gives_no_ratio_but_a_table():
@@ -126,7 +143,7 @@ def test_missing_damaged_and_foreign_records_are_named(home):
 
 
 def test_published_rows_stand_beside_ours():
-    table = published.beside(records.summary([record("baseline", 0, 1e-5), record("kd-kl-labels", 0, 1e-5, 100)]))
+    table = published.beside(records.summary([record("baseline", 0, 1e-5), record("a1-kd", 0, 1e-5, 100)]))
     assert set(table.index) == {"A1", "B0"}
     assert table.loc["A1", "speed_up, published"] == 10.3
     assert table.loc["A1", "speed_up, ours"] == 10.0

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from kwslib import train
+from kwslib import models, train
+from kwslib.architectures import BCResNet, Ensemble, SeparableNet
 from kwslib.augment import Augmentation
 from kwslib.config import CRNNConfig
 from kwslib.losses import Labels, LayerwiseMSE, SoftTargets
@@ -48,13 +49,32 @@ def stripped(history):
 
 
 def test_it_learns_and_keeps_the_best_epoch_of_val(data):
-    model, history = run(data, epochs=15)
+    model, history = run(data, training=Training(epochs=15, batch_size=16, learning_rate=3e-4))
     assert history[-1]["val_au_fa_fr"] < history[0]["val_au_fa_fr"] / 2
     scores = train.score(model, data.val)
     kept = min(row["val_au_fa_fr"] for row in history)
     assert au_fa_fr(scores, data.val_labels == 1) == pytest.approx(kept, abs=1e-12)
     assert [row["epoch"] for row in history] == list(range(1, 16))
     assert history[0]["loss"] == pytest.approx(history[0]["labels_0"])
+
+
+def test_normalization_is_absorbed_exactly():
+    model, logmels = CRNN(TINY).eval(), torch.randn(3, 40, 101) * 4 - 9
+    expected = model((logmels + 9) / 4)
+    assert torch.allclose(models.absorb_normalization(model, -9.0, 4.0)(logmels), expected, atol=1e-5)
+
+
+def test_a_net_that_cannot_absorb_a_normalization_says_so(data):
+    with pytest.raises(ValueError, match="SeparableNet cannot absorb"):
+        fit(SeparableNet(), data, Training(epochs=1), (Labels(),), MASKS, 0)
+
+
+def test_rival_nets_learn_from_an_ensemble_without_attention(data):
+    for net in (SeparableNet(), BCResNet()):
+        teacher = Ensemble([CRNN(TINY), SeparableNet()])
+        training = Training(epochs=1, batch_size=32, normalize=False)
+        history = fit(net, data, training, (Labels(0.4), SoftTargets(0.6)), MASKS, 0, teacher=teacher)
+        assert np.isfinite(history[0]["loss"])
 
 
 def test_same_seed_same_weights_other_seed_others(data):

@@ -1,0 +1,49 @@
+import torch
+
+from kwslib import cost
+from kwslib.architectures import BCResNetConfig, Ensemble, SeparableConfig, build, config_of
+from kwslib.config import CRNNConfig, describe
+from kwslib.models import CRNN
+from kwslib.quantize import load, save, tensors
+
+
+def test_bc_resnet_1_has_its_published_size():
+    counted = cost.cost(BCResNetConfig(num_classes=12))
+    assert round(counted["params"] / 1e3, 1) == 9.2  # Kim et al. 2021, table 3
+    assert counted["macs_exact_per_clip"] < 3.6e6
+
+
+def test_the_separable_rival_costs_what_a_tenfold_student_costs():
+    rival, student = cost.cost(SeparableConfig()), cost.cost(CRNNConfig(2, hidden_size=22, gru_num_layers=1))
+    assert 0.9 < rival["macs_per_clip"] / student["macs_per_clip"] < 1.1
+    assert rival["params"] < student["params"]
+
+
+def test_separable_macs_by_closed_formula():
+    config, n, size, macs = SeparableConfig(), 101, 40, 0
+    for channels, kernel, stride in zip(config.channels, config.kernels, config.strides, strict=True):
+        n = (n + 2 * (kernel // 2) - kernel) // stride + 1
+        macs += n * size * (kernel + channels)
+        size = channels
+    assert cost.exact_clip_macs(config) == macs + size * config.num_classes
+
+
+def test_every_net_comes_back_from_its_description_and_its_file(tmp_path):
+    x = torch.randn(2, 40, 101)
+    for config in (CRNNConfig(2, hidden_size=6), SeparableConfig(), BCResNetConfig()):
+        assert config_of(describe(config)) == config
+        model = build(config)
+        model.train()(x)  # moves the statistics of the normalisation layers
+        save(tmp_path / "net.pt", model.eval(), {"model": describe(config), "features": {}})
+        again, _ = load(tmp_path / "net.pt")
+        assert torch.equal(model(x), again(x)) and set(tensors(again)) == set(tensors(model))
+
+
+def test_an_ensemble_gives_the_means():
+    members = [CRNN(CRNNConfig(2, hidden_size=size)).eval() for size in (4, 6)]
+    x = torch.randn(3, 40, 101)
+    out = Ensemble(members).outputs(x)
+    first, second = (member.outputs(x) for member in members)
+    assert torch.allclose(out.logits, (first.logits + second.logits) / 2)
+    assert torch.allclose(out.attention, (first.attention + second.attention) / 2)
+    assert out.hidden is None
