@@ -11,6 +11,7 @@ SPLIT   ?= speaker
 PROFILE ?= standard
 SEEDS   ?= 0
 OTHER   ?=
+APPENDIX ?= augmentation_and_transfer distillation_grid
 TRIALS  ?= 40
 MAX_MACS ?= 93000
 TEACHER ?=
@@ -40,7 +41,6 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-APPENDIX := augmentation_and_transfer
 STEPS   := 01_split_and_baseline 02_streaming 03_kd 04_attention_kd 05_quant_fp16
 STUDY   := --corpus "$(CORPUS)" --keyword "$(KEYWORD)" --split "$(SPLIT)"
 RUN     := KWS_HEADLESS=1 $(BIN)/papermill --no-progress-bar --log-output --log-level WARNING -k python3 -r corpus "$(CORPUS)" \
@@ -79,13 +79,16 @@ report: $(READY)  ## redraw figures and HTML from saved records: no data, no tra
 	mv "$$out/unfinished_06_plots.ipynb" "$$out/06_plots.ipynb"; \
 	$(BIN)/kws html "$$out/06_plots.ipynb" > /dev/null
 
-appendix: $(READY)  ## measure each augmentation, and synthetic speech against recordings: OTHER=FOLDER of other words
+appendix: $(READY)  ## side questions: each augmentation, synthetic speech against people [OTHER=FOLDER of other words], KD's settings
 	@set -euo pipefail; \
 	$(BIN)/kws study $(STUDY) --profile "$(PROFILE)" --seeds "$(SEEDS)" > /dev/null; \
 	out="$(KWS_HOME)/reports/$$($(BIN)/kws name $(STUDY))/notebooks"; mkdir -p "$$out"; \
-	$(RUN) -r other "$(OTHER)" notebooks/appendix/$(APPENDIX).ipynb "$$out/unfinished_$(APPENDIX).ipynb" $(QUIET); \
-	mv "$$out/unfinished_$(APPENDIX).ipynb" "$$out/$(APPENDIX).ipynb"; \
-	$(BIN)/kws html "$$out/$(APPENDIX).ipynb"; \
+	for name in $(APPENDIX); do \
+	  other=(); if [ $$name = augmentation_and_transfer ]; then other=(-r other "$(OTHER)"); fi; \
+	  $(RUN) "$${other[@]}" notebooks/appendix/$$name.ipynb "$$out/unfinished_$$name.ipynb" $(QUIET); \
+	  mv "$$out/unfinished_$$name.ipynb" "$$out/$$name.ipynb"; \
+	  $(BIN)/kws html "$$out/$$name.ipynb"; \
+	done; \
 	if [ -e "$$out/../index.html" ]; then $(BIN)/kws report "$$($(BIN)/kws name $(STUDY))" > /dev/null; fi
 
 sweep: $(READY)  ## search for small models [TRIALS=40] [MAX_MACS=93000] [TEACHER=baseline] [STORAGE=database URL]

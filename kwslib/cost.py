@@ -106,7 +106,7 @@ def steps_per_second(config: CRNNConfig) -> float:
     return SAMPLE_RATE / FeatureConfig().hop_length / config.stride[1]
 
 
-def latency_ms(call, repeats: int = 300) -> dict[str, float]:
+def latency_ms(call, repeats: int = 100) -> dict[str, float]:
     """Median and quartiles of the wall time of ``call()`` on one thread, in milliseconds."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -207,6 +207,28 @@ def sweep(trials: pd.DataFrame) -> Figure:
     return figure
 
 
+def heat_maps(tables: Sequence[pd.DataFrame], titles: Sequence[str], x_label: str, y_label: str) -> Figure:
+    """AU-FA-FR over two settings, in units of 1e-5, one picture per table, all with the same colours.
+
+    Args:
+        tables: (settings of y, settings of x), areas; index and columns are the settings.
+    """
+    figure, axes = _figure(1, len(tables), size=(4.2 * len(tables), 3.2))
+    values = [table.to_numpy(float) * 1e5 for table in tables]
+    lowest, highest = min(v.min() for v in values), max(v.max() for v in values)
+    for ax, table, value, title in zip(axes[0], tables, values, titles, strict=True):
+        ax.imshow(value, cmap="viridis_r", vmin=lowest, vmax=highest, aspect="auto")
+        for (row, column), number in np.ndenumerate(value):
+            dark = number > (lowest + highest) / 2
+            ax.text(column, row, f"{number:.2f}", ha="center", va="center", color="white" if dark else "black")
+        ax.set_xticks(range(table.shape[1]), [f"{v:g}" for v in table.columns])
+        ax.set_yticks(range(table.shape[0]), [f"{v:g}" for v in table.index])
+        ax.set(xlabel=x_label, ylabel=y_label)
+        ax.set_title(f"AU-FA-FR ×1e5, {title}", fontsize=9)
+        ax.grid(False)
+    return figure
+
+
 def pictures(arrays: Sequence[np.ndarray], titles: Sequence[str], columns: int = 4) -> Figure:
     """Log-mel pictures, (F, T) each, low frequencies at the bottom."""
     columns = min(columns, len(arrays))

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from kwslib import paths, published, records
 from kwslib.config import PROFILES
 
-APPENDIX = "augmentation_and_transfer"
+APPENDICES = {"augmentation_and_transfer": "appendix", "distillation_grid": "grid"}  # notebook -> variant of the study
 NOTEBOOKS = (
     "01_split_and_baseline",
     "02_streaming",
@@ -204,7 +204,7 @@ def write(study: str) -> Path:
         figures={svg.stem: _data_uri(svg) for svg in sorted((folder / "figures").glob("*.svg"))},
         notebooks=[
             name
-            for name in (*NOTEBOOKS, APPENDIX)
+            for name in (*NOTEBOOKS, *APPENDICES)
             if name == "06_plots" or (folder / "notebooks" / f"{name}.html").exists()
         ],
         command=command(found[0], int(summary["seeds"].max())),
@@ -325,10 +325,12 @@ def publish(study: str) -> None:
         shutil.copy(source / file, target / file)
     if (source / "sweep.csv").exists():
         shutil.copy(source / "sweep.csv", target / "sweep.csv")
-    appendix = source / "notebooks" / f"{APPENDIX}.ipynb"
-    if appendix.exists():
-        shutil.copytree(paths.reports(f"{study}-appendix") / "records", target / "appendix-records")
-    for executed in [*sorted((source / "notebooks").glob("0*.ipynb")), *filter(Path.exists, [appendix])]:
+    executed_ones = sorted((source / "notebooks").glob("0*.ipynb"))
+    for appendix, variant in APPENDICES.items():
+        if (source / "notebooks" / f"{appendix}.ipynb").exists():
+            shutil.copytree(paths.reports(f"{study}-{variant}") / "records", target / f"{variant}-records")
+            executed_ones.append(source / "notebooks" / f"{appendix}.ipynb")
+    for executed in executed_ones:
         notebook = _without_progress(executed)
         _drop_audio(notebook)
         for part in (notebook, *notebook.cells):

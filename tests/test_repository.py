@@ -14,7 +14,7 @@ from kwslib import paths, records, report
 
 ROOT = paths.ROOT
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-APPENDIX = ROOT / "notebooks" / "appendix" / f"{report.APPENDIX}.ipynb"
+APPENDICES = [ROOT / "notebooks" / "appendix" / f"{name}.ipynb" for name in report.APPENDICES]
 ROOMS = {
     0: "paths config records tracking synthesis plots report published",
     1: "speech_commands corpora splits features augment models architectures losses metrics cost",
@@ -76,7 +76,7 @@ def test_public_functions_have_docstrings():
     assert missing == []
 
 
-@pytest.mark.parametrize("path", [*NOTEBOOKS, APPENDIX], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *APPENDICES], ids=lambda p: p.stem)
 def test_notebook_is_stored_clean(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
@@ -85,7 +85,9 @@ def test_notebook_is_stored_clean(path):
     nodes = [node for cell in code for node in ast.walk(ast.parse(cell.source))]
     assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in nodes)
     assert all(re.fullmatch(r"[a-z][a-z0-9-]*", cell.id) for cell in notebook.cells)
-    parameters = ["corpus", "keyword", "split", "profile", "seeds"] + ["other"] * (path == APPENDIX)
+    parameters = ["corpus", "keyword", "split", "profile", "seeds"] + ["other"] * (
+        path.stem == "augmentation_and_transfer"
+    )
     assert list(papermill.inspect_notebook(str(path))) == parameters
     assert set(notebook.metadata) <= {"kernelspec", "language_info"}
 
