@@ -3,10 +3,10 @@
 The rooms of this package form floors; a room imports only from floors below it:
 
 0  ``paths config records tracking synthesis plots report published``   no torch
-1  ``corpora splits features augment models losses metrics cost``
+1  ``speech_commands corpora splits features augment models architectures losses metrics cost``
 2  ``train quantize``
 3  ``stream``
-4  ``experiments``
+4  ``study experiments sweep``
 5  ``cli``
 
 Import from the room you need, for example ``from kwslib.study import open_study``.

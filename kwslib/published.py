@@ -40,6 +40,7 @@ ARCHITECTURES = {
     "C-mid": (CRNNConfig(8, hidden_size=40), 34_731, 68_664_320, 68_867_072),
     "C-small": (CRNNConfig(2, stride=(2, 6), hidden_size=16, gru_num_layers=1), 3_117, 11_788_288, 11_852_800),
     "C-prune": (CRNNConfig(8, (5, 16), (2, 6), hidden_size=24), 17_163, 54_334_464, 54_610_944),
+    "C-pruned": (CRNNConfig(8, (5, 16), (2, 6), hidden_size=17), 11_157, 42_653_312, 42_929_792),
     "D": (CRNNConfig(3, (7, 20), (7, 12), hidden_size=30), 11_256, 11_888_640, 11_902_080),
     "E1": (CRNNConfig(8, (10, 20), (5, 8), hidden_size=20), 9_291, 26_897_920, 26_976_768),
     "E2": (CRNNConfig(3, stride=(5, 8), hidden_size=20, cell="rnn"), 2_546, 6_510_080, 6_543_872),

@@ -1,9 +1,11 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
-from kwslib import config, experiments, paths, records, report, tracking
+from kwslib import config, experiments, paths, quantize, records, report, stream, tracking, train
+from kwslib.architectures import SeparableConfig
 from kwslib.augment import Augmentation
 from kwslib.config import CRNNConfig
 from kwslib.experiments import Experiment, run
@@ -165,6 +167,36 @@ def test_missing_needs_and_bad_recipes_are_named(study):
         Experiment("x")
     with pytest.raises(ValueError, match="not usable as a file name"):
         Experiment("a/b", student=TINY)
+
+
+def test_an_ensemble_teaches_with_the_models_of_all_seeds(study, folder):
+    taught = dataclasses.replace(STUDENT, name="taught", ensemble=True)
+    run(study, [BASELINE, STUDENT, taught])
+    assert stable(study, "taught")["checkpoint"] != stable(study, "student")["checkpoint"]
+    alone = open_study(str(folder), "go", "speaker", "smoke", seeds=1)
+    before = stable(study, "taught")["identity"]
+    run(alone, [BASELINE, STUDENT, taught])  # of one model: the same teacher as without an ensemble
+    assert stable(alone, "taught")["identity"] != before
+    assert stable(alone, "taught")["metrics"] == stable(alone, "student")["metrics"]
+    with pytest.raises(ValueError, match="wants an ensemble but names no teacher"):
+        Experiment("x", student=TINY, ensemble=True)
+
+
+def test_scores_of_test_clips_stand_against_the_threshold(study):
+    run(study, [BASELINE, STUDENT])
+    scores = study.scores(["baseline", "student"])
+    test = study.split.test
+    assert list(scores.index) == list(study.corpus.clips["clip"].to_numpy()[test])
+    model, sidecar = quantize.load(study.checkpoint("baseline"))
+    assert np.allclose(scores["baseline"], train.score(model, study.logmels[test]) - sidecar["threshold"])
+
+
+def test_a_rival_that_cannot_stream_has_no_step(study):
+    results = run(study, [Experiment("rival", SeparableConfig(), training=dataclasses.replace(QUICK, normalize=False))])
+    record = results.records[0]
+    assert record["run"]["latency_ms_per_clip"] > 0 and record["run"]["latency_ms_per_step"] is None
+    with pytest.raises(ValueError, match="only a CRNN runs on a stream"):
+        stream.StreamingModel(study.model("rival"))
 
 
 def test_parameters_of_a_study_are_checked(folder):

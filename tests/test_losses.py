@@ -139,6 +139,14 @@ def test_every_weight_of_a_student_receives_gradient():
     assert all(p.grad is None for p in teacher.parameters())
 
 
+def test_a_teacher_without_the_wanted_part_is_named():
+    logits_only = outputs(steps=11)._replace(attention=None, hidden=None)
+    with pytest.raises(ValueError, match="has no attention"):
+        AttentionKL()(outputs(steps=11), logits_only, LABELS)
+    with pytest.raises(ValueError, match="has no hidden"):
+        LayerwiseMSE().helper(outputs(steps=11), logits_only)
+
+
 def test_unequal_steps_and_bad_settings_are_named():
     with pytest.raises(ValueError, match="the student has 9, the teacher 11"):
         AttentionKL()(outputs(steps=9), outputs(steps=11), LABELS)
