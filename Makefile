@@ -45,7 +45,7 @@ STEPS   := 01_split_and_baseline 02_streaming 03_kd 04_attention_kd 05_quant_fp1
 STUDY   := --corpus "$(CORPUS)" --keyword "$(KEYWORD)" --split "$(SPLIT)"
 RUN     := KWS_HEADLESS=1 $(BIN)/papermill --no-progress-bar --log-output --log-level WARNING -k python3 -r corpus "$(CORPUS)" \
            -r keyword "$(KEYWORD)" -r split "$(SPLIT)" -r profile "$(PROFILE)" -p seeds "$(SEEDS)"
-QUIET   := 2> >(grep -v -e IPKernelApp -e '^$$' >&2)  # the kernel warns about its local port
+QUIET   := 2> >(grep --line-buffered -v -e IPKernelApp -e '^$$' >&2)  # the kernel warns about its local port
 
 # The stamp holds a checksum of everything the notebooks read and left behind, so a touched file re-runs nothing
 # and a deleted or edited one is noticed. When it does not fit, all of them run; finished experiments are loaded.
@@ -85,7 +85,7 @@ appendix: $(READY)  ## side questions: each augmentation, synthetic speech again
 	out="$(KWS_HOME)/reports/$$($(BIN)/kws name $(STUDY))/notebooks"; mkdir -p "$$out"; \
 	for name in $(APPENDIX); do \
 	  other=(); if [ $$name = augmentation_and_transfer ]; then other=(-r other "$(OTHER)"); fi; \
-	  $(RUN) "$${other[@]}" notebooks/appendix/$$name.ipynb "$$out/unfinished_$$name.ipynb" $(QUIET); \
+	  $(RUN) $${other[@]+"$${other[@]}"} notebooks/appendix/$$name.ipynb "$$out/unfinished_$$name.ipynb" $(QUIET); \
 	  mv "$$out/unfinished_$$name.ipynb" "$$out/$$name.ipynb"; \
 	  $(BIN)/kws html "$$out/$$name.ipynb"; \
 	done; \

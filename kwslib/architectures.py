@@ -53,7 +53,7 @@ class SeparableNet(nn.Module):
     def __init__(self, config: SeparableConfig = SeparableConfig()):
         super().__init__()
         self.config = config
-        layers: list[nn.Module] = []
+        layers: list[nn.Module] = [nn.BatchNorm1d(config.n_mels, affine=False)]
         size = config.n_mels
         for channels, kernel, stride in zip(config.channels, config.kernels, config.strides, strict=True):
             layers += [
@@ -125,7 +125,8 @@ class BCResNet(nn.Module):
         self.config = config
         base = config.base_channels
         size = 2 * base
-        layers: list[nn.Module] = [nn.Conv2d(1, size, 5, (2, 1), 2, bias=False), nn.BatchNorm2d(size), nn.ReLU()]
+        layers: list[nn.Module] = [nn.BatchNorm2d(1, affine=False)]  # padding with zeros is then no loud edge
+        layers += [nn.Conv2d(1, size, 5, (2, 1), 2, bias=False), nn.BatchNorm2d(size), nn.ReLU()]
         for stage, (width, blocks) in enumerate(((1, 2), (1.5, 2), (2, 4), (2.5, 4))):
             for i in range(blocks):
                 stride = 2 if stage in (1, 2) and i == 0 else 1

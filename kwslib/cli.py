@@ -6,6 +6,7 @@ import os
 import sys
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     search = command("sweep", _sweep, "search for small models; goes on where it stopped", checkpoint=False)
     search.add_argument("--trials", type=int, default=40, help="trained ones, earlier ones included (40)")
     search.add_argument("--max-macs", type=int, default=93_000, help="per clip; more is not trained (93,000)")
-    search.add_argument("--epochs", type=int, default=20, help="of each trial (20)")
+    search.add_argument("--epochs", type=int, default=12, help="of each trial (12)")
     search.add_argument("--teacher", help="experiment that teaches, for example baseline")
     search.add_argument("--storage", default="", metavar="URL", help="Optuna database, shared by many workers")
     for parameters in (named, opened, search):
@@ -213,7 +214,12 @@ def _sweep(options: argparse.Namespace) -> None:
 
     study = open_study(options.corpus, options.keyword, options.split, options.profile)
     found = sweep.sweep(
-        study, options.trials, options.max_macs, options.epochs, options.storage, options.teacher or None
+        study,
+        options.trials,
+        options.max_macs,
+        replace(sweep.TRAINING, epochs=options.epochs),
+        options.storage,
+        options.teacher or None,
     )
     print(found[found["front"]].drop(columns="front").to_string())
     print(f"\nThe Pareto front on val; all trials: {paths.reports(study.name) / 'sweep.csv'}")

@@ -35,8 +35,11 @@ def clip_macs(config: Config) -> int:
     with warnings.catch_warnings():  # thop compares versions with the deprecated distutils
         warnings.simplefilter("ignore", DeprecationWarning)
         import thop
+        from thop.vision.basic_hooks import zero_ops
 
-        macs, _ = thop.profile(build(config).eval(), (x,), verbose=False)
+        # At inference a normalisation layer is absorbed by the convolution before it.
+        absorbed = dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d), zero_ops)
+        macs, _ = thop.profile(build(config).eval(), (x,), custom_ops=absorbed, verbose=False)
     return int(macs)
 
 

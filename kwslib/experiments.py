@@ -100,11 +100,20 @@ class _Task:
         epochs = self.study.profile.epochs(self.experiment.training.epochs)
         return dataclasses.replace(self.experiment.training, epochs=epochs)
 
+    @property
+    def teacher_seeds(self) -> list[int]:
+        """The same seed; for an ensemble all that the teacher was ever trained with."""
+        if not self.experiment.ensemble:
+            return [self.seed]
+        files = self.study.checkpoint(self.experiment.teacher).parent.glob(f"{self.experiment.teacher}-seed*.pt")
+        return sorted(int(file.stem.rpartition("-seed")[2]) for file in files) or [self.seed]
+
     @cached_property
     def identity(self) -> str:
         recipe = {**describe(self.experiment), "name": "", "note": "", "control": "", "training": self.training}
-        seeds = range(self.study.seeds) if self.experiment.ensemble else [self.seed]
-        origins = [_identity_on_disk(self.study, name, seed) for name in self.experiment.needs for seed in seeds]
+        origins = [
+            _identity_on_disk(self.study, name, seed) for name in self.experiment.needs for seed in self.teacher_seeds
+        ]
         profile = self.study.profile
         trained = (profile.views, augment.VERSION) if self.experiment.student else ()
         sizes = (profile.bootstrap, *trained)
@@ -152,6 +161,7 @@ def run(study: Study, experiments: Sequence[Experiment]) -> Results:
     for task in waiting:
         for name in set(task.experiment.needs).difference(names):
             _identity_on_disk(study, name, task.seed)  # complains before anything is computed
+    _check_controls(study, experiments)
     failures: dict[str, str] = {}
     logs: list[Path] = []
     with tqdm(total=len(waiting), desc=study.name, unit="run") as bar:
@@ -189,6 +199,28 @@ def run(study: Study, experiments: Sequence[Experiment]) -> Results:
         listing = "; ".join(f"{label}: {error}" for label, error in failures.items())
         raise ExperimentError(f"{len(failures)} runs failed, the others are kept. {listing}")
     return study.results()
+
+
+def _check_controls(study: Study, experiments: Sequence[Experiment]) -> None:
+    """A control that is missing, or was trained for another time, would make a gain that means nothing."""
+    here = {experiment.name: experiment for experiment in experiments}
+    for experiment in [e for e in experiments if e.control]:
+        if experiment.control in here:
+            control = describe(here[experiment.control])
+        else:
+            try:
+                control = records.read(records.path(study.name, experiment.control, 0))["recipe"]
+            except records.RecordError:
+                raise ExperimentError(
+                    f"{experiment.control!r}, the control of {experiment.name!r}, has no record yet: "
+                    "run the notebook that defines it first"
+                ) from None
+        lengths = experiment.training.epochs, control["training"]["epochs"]
+        if experiment.student and control["student"] and len(set(lengths)) > 1:
+            raise ExperimentError(
+                f"{experiment.name!r} trains for {lengths[0]} epochs and its control {experiment.control!r} for "
+                f"{lengths[1]}: give both the same, or nobody knows what the difference is due to"
+            )
 
 
 def _tell_the_terminal(bar: tqdm, label: str) -> None:
@@ -367,7 +399,7 @@ def _trained(task: _Task) -> tuple[nn.Module, list[dict]]:
     model = build(experiment.student)
     teacher = None
     if experiment.ensemble:
-        teacher = Ensemble([study.model(experiment.teacher, seed) for seed in range(study.seeds)])
+        teacher = Ensemble([study.model(experiment.teacher, seed) for seed in task.teacher_seeds])
     elif experiment.teacher:
         teacher = study.model(experiment.teacher, task.seed)
     train_rows, val_rows = study.split.train, study.split.val

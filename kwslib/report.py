@@ -128,11 +128,13 @@ def findings(summary: pd.DataFrame) -> dict[str, list[str]]:
 
 
 def say_gains(rows: pd.DataFrame, whom: str) -> str:
-    """One sentence to quote: how many of these experiments beat their controls beyond the interval.
+    """One sentence to quote: how many of these experiments beat their controls beyond the 95 % interval.
+
+    Of many comparisons that show nothing, one in twenty is beyond its interval by chance; the sentence says so.
 
     >>> numbers = {"gain": [2e-5, 1e-5], "gain_low": [1e-5, -1e-5], "gain_high": [3e-5, 3e-5]}
     >>> say_gains(pd.DataFrame(numbers, index=["a", "b"]), "students").partition(";")[0]
-    'Of 2 students, 1 was clearly better than without (a), 0 were clearly worse, 1 was not clearly different'
+    'Of 2 students, 1 was clearly better than its control (a), 0 were clearly worse, 1 was not clearly different'
     """
     said = rows.apply(verdict, axis=1)
 
@@ -141,10 +143,11 @@ def say_gains(rows: pd.DataFrame, whom: str) -> str:
         return f"{len(names)} {'was' if len(names) == 1 else 'were'}", f" ({', '.join(names)})" if names else ""
 
     (better, who), (worse, whose), (unclear, _) = map(counted, (*CLEAR, "no clear difference"))
+    whose_control = "its control" if better.startswith("1 ") else "their control"
     return (
-        f"Of {len(rows)} {whom}, {better} clearly better than without{who}, {worse} clearly worse{whose}, "
-        f"{unclear} not clearly different; clear means beyond the 95 % interval, and the median gain over the "
-        f"control was {area(rows['gain'].median())}e-5."
+        f"Of {len(rows)} {whom}, {better} clearly better than {whose_control}{who}, {worse} clearly worse{whose}, "
+        f"{unclear} not clearly different; clear means beyond the 95 % interval, where chance alone puts one in "
+        f"twenty, and the median gain was {area(rows['gain'].median())}e-5."
     )
 
 
@@ -154,13 +157,13 @@ def say_smallest(rows: pd.DataFrame) -> str:
     bar = f"the reports' bar of {area(published.BAR)}e-5"
     if below.empty:
         return f"None of these {len(rows)} models stays below {bar}."
-    name = below["macs_per_clip"].astype(int).idxmin()
+    name = below.astype({"macs_per_clip": int, "au_fa_fr": float}).sort_values(["macs_per_clip", "au_fa_fr"]).index[0]
     row = below.loc[name]
+    ratio = "" if pd.isna(row["ratio"]) else f", {row['ratio']:.2f} times that of the baseline"
     return (
         f"The fewest MACs below {bar} are those of {name}: {times(row['speed_up'])} fewer MACs and "
         f"{times(row['compression'])} fewer bytes than the baseline at an AU-FA-FR of {area(row['au_fa_fr'])}e-5 "
-        f"(95 % interval {area(row['ci95_low'])} to {area(row['ci95_high'])}e-5), {row['ratio']:.2f} times that of the "
-        "baseline."
+        f"(95 % interval {area(row['ci95_low'])} to {area(row['ci95_high'])}e-5){ratio}."
     )
 
 
@@ -170,11 +173,11 @@ def say_rivals(summary: pd.DataFrame, rivals: Sequence[str], student: str) -> st
     def said(name: str) -> str:
         row = summary.loc[name]
         return (
-            f"{name} {area(row['au_fa_fr'])}e-5 with {row['macs_per_clip']:,} MACs and "
-            f"{row['state_dict_bytes'] / 1e3:.1f} kB"
+            f"{name} reaches {area(row['au_fa_fr'])}e-5 ({area(row['ci95_low'])} to {area(row['ci95_high'])}e-5) with "
+            f"{row['macs_per_clip']:,} MACs and {row['state_dict_bytes'] / 1e3:.1f} kB"
         )
 
-    return f"Just another small net: {'; '.join(map(said, rivals))}; beside them {said(student)}."
+    return f"Just another small net: {'; '.join(map(said, rivals))}; {said(student)}."
 
 
 def write(study: str) -> Path:

@@ -89,7 +89,7 @@ class Study:
         return metrics.threshold_keeping(kept, train.score(model.cpu(), self.logmels[rows]))
 
     def scores(self, experiments: Sequence[str], seed: int = 0) -> pd.DataFrame:
-        """Keyword scores of the test clips less each model's threshold: above 0 is accepted; (clips, experiments)."""
+        """Keyword scores of the test clips less each model's threshold, accepted from 0 on, (clips, experiments)."""
         test = self.split.test
         columns = {}
         for name in experiments:

@@ -6,6 +6,7 @@ share one. Selection is on val; nothing here looks at the test part.
 """
 
 import os
+from dataclasses import replace
 
 import optuna
 import pandas as pd
@@ -14,15 +15,16 @@ from joblib import Parallel, cpu_count, delayed
 from optuna.trial import TrialState
 from tqdm.auto import tqdm
 
-from kwslib import cost, features, paths, train
+from kwslib import augment, cost, features, paths, train
 from kwslib.architectures import build
 from kwslib.augment import WITHOUT_MASKS
-from kwslib.config import CRNNConfig, FeatureConfig
+from kwslib.config import CRNNConfig, FeatureConfig, identity
 from kwslib.losses import Labels, SoftTargets
 from kwslib.study import Study
 from kwslib.train import NotANumber, Training
 
 OVER_BUDGET = "over budget"  # why a trial was not trained
+TRAINING = Training(epochs=12, weight_decay=1e-3, ema=0.99)  # as in notebook 03, but shorter; the rate is searched
 
 
 def storage_of(study: Study) -> str:
@@ -46,14 +48,21 @@ def propose(trial: optuna.trial.BaseTrial) -> CRNNConfig:
 
 
 def sweep(
-    study: Study, trials: int, max_macs: int, epochs: int = 20, storage: str = "", teacher: str | None = None
+    study: Study,
+    trials: int,
+    max_macs: int,
+    training: Training = TRAINING,
+    storage: str = "",
+    teacher: str | None = None,
 ) -> pd.DataFrame:
     """Train until the database holds this many trained trials; as many at a time as there are cores.
+
+    Trials of other data, another profile or another recipe stand in the same database under another name.
 
     Args:
         trials: trained ones, finished or stopped early, those of earlier calls included.
         max_macs: largest MACs per clip that is worth a training.
-        epochs: of each trial.
+        training: of each trial, in epochs of the standard profile; its learning rate is searched.
         storage: database URL of Optuna; SQLite in the study's folder by default.
         teacher: experiment whose seed 0 teaches; the share and temperature of its voice are searched, too.
 
@@ -69,20 +78,24 @@ def sweep(
         raise ValueError(f"no model fits into {max_macs} MACs per clip: the smallest need some thousands")
     storage = storage or storage_of(study)
     _ = study.logmels, study.bank(WITHOUT_MASKS)  # computed before the workers start
-    _database(study, storage)
+    training = replace(training, epochs=study.profile.epochs(training.epochs))
+    data = study.corpus.fingerprint, study.split.sha256, study.profile.views
+    question = f"{study.name}-{identity(data, augment.VERSION, WITHOUT_MASKS, training, teacher)}"
+    database = _database(question, storage)
     jobs = min(cpu_count(), trials)
     home = str(paths.home())
     Parallel(n_jobs=jobs)(
-        delayed(_work)(study, trials, max_macs, epochs, storage, teacher, home, worker) for worker in range(jobs)
+        delayed(_work)(study, question, trials, max_macs, training, storage, teacher, home, worker)
+        for worker in range(jobs)
     )
-    return table(study, storage)
+    return table(study, database)
 
 
-def _database(study: Study, storage: str) -> optuna.Study:
-    """The trials of this study: made at first use. What a killed worker was training stays unfinished and uncounted."""
+def _database(question: str, storage: str) -> optuna.Study:
+    """The trials of one question: made at first use. What a killed worker was training stays uncounted."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna.create_study(
-        study_name=study.name,
+        study_name=question,
         storage=storage,
         load_if_exists=True,
         direction="minimize",
@@ -94,11 +107,11 @@ def _is_trained(trial: optuna.trial.FrozenTrial) -> bool:
     return trial.state.is_finished() and "best_val_au_fa_fr" in trial.user_attrs
 
 
-def _work(study: Study, trials: int, max_macs: int, epochs: int, storage: str, teacher, home: str, worker: int) -> None:
+def _work(study, question: str, trials: int, max_macs: int, training, storage, teacher, home: str, worker: int) -> None:
     """One process: ask for a proposal, price it, train it, tell how good it was; until there are enough."""
     os.environ["KWS_HOME"] = home
     torch.set_num_threads(1)
-    database = _database(study, storage)
+    database = _database(question, storage)
     database.sampler = optuna.samplers.TPESampler(seed=len(database.trials) * 1000 + worker)
     bar = tqdm(desc=f"sweep, worker {worker}", total=trials, unit="trial", disable=worker > 0)
     while (done := sum(map(_is_trained, database.get_trials(deepcopy=False)))) < trials:
@@ -115,20 +128,20 @@ def _work(study: Study, trials: int, max_macs: int, epochs: int, storage: str, t
             trial.set_user_attr("stopped", OVER_BUDGET)
             database.tell(trial, state=TrialState.PRUNED)
             continue
-        state, value = _train(study, trial, config, epochs, teacher)
+        state, value = _train(study, trial, config, training, teacher)
         database.tell(trial, value, state)
     bar.update(trials - bar.n)
 
 
 def _train(
-    study: Study, trial: optuna.Trial, config: CRNNConfig, epochs: int, teacher: str | None
+    study: Study, trial: optuna.Trial, config: CRNNConfig, training: Training, teacher: str | None
 ) -> tuple[TrialState, float | None]:
     """Train one proposal; its best val area so far is on record after every epoch."""
     losses: tuple = (Labels(),)
     if teacher is not None:
         share = trial.suggest_float("kd_share", 0.0, 0.9)
         losses = (Labels(1 - share), SoftTargets(share, trial.suggest_float("temperature", 1.0, 20.0, log=True)))
-    training = Training(epochs=epochs, learning_rate=trial.suggest_float("learning_rate", 1e-3, 1e-2, log=True))
+    training = replace(training, learning_rate=trial.suggest_float("learning_rate", 1e-3, 1e-2, log=True))
     torch.manual_seed(trial.number)
     model = build(config)
     trial.set_user_attr("params", sum(p.numel() for p in model.parameters()))
@@ -152,12 +165,12 @@ def _train(
     return TrialState.COMPLETE, best
 
 
-def table(study: Study, storage: str = "") -> pd.DataFrame:
+def table(study: Study, database: optuna.Study) -> pd.DataFrame:
     """All trained trials, best val area first, with costs, sizes and recipe; ``front`` marks the Pareto front.
 
     Written to ``reports/<study>/sweep.csv`` as well.
     """
-    found = [t for t in _database(study, storage or storage_of(study)).get_trials(deepcopy=False) if _is_trained(t)]
+    found = [t for t in database.get_trials(deepcopy=False) if _is_trained(t)]
     rows = [
         {
             "trial": t.number,

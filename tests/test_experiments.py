@@ -148,6 +148,17 @@ def test_one_failing_run_keeps_the_others_and_is_reported(study):
     assert len(study.results().records) == 2
 
 
+def test_a_control_must_be_there_and_train_as_long(study):
+    longer = dataclasses.replace(STUDENT, training=dataclasses.replace(QUICK, epochs=80))
+    with pytest.raises(ExperimentError, match="'student' trains for 80 epochs and its control 'baseline' for 40"):
+        run(study, [BASELINE, longer])
+    run(study, [BASELINE])
+    with pytest.raises(ExperimentError, match="for 80 epochs and its control 'baseline' for 40"):
+        run(study, [longer])
+    with pytest.raises(ExperimentError, match="'nobody', the control of 'student', has no record"):
+        run(study, [dataclasses.replace(STUDENT, control="nobody")])
+
+
 def test_missing_needs_and_bad_recipes_are_named(study):
     with pytest.raises(ExperimentError, match="'baseline' .* is needed but has no checkpoint"):
         run(study, [STUDENT])
@@ -170,14 +181,16 @@ def test_missing_needs_and_bad_recipes_are_named(study):
 
 
 def test_an_ensemble_teaches_with_the_models_of_all_seeds(study, folder):
-    taught = dataclasses.replace(STUDENT, name="taught", ensemble=True)
-    run(study, [BASELINE, STUDENT, taught])
-    assert stable(study, "taught")["checkpoint"] != stable(study, "student")["checkpoint"]
+    recipes = [BASELINE, STUDENT, dataclasses.replace(STUDENT, name="taught", ensemble=True)]
     alone = open_study(str(folder), "go", "speaker", "smoke", seeds=1)
-    before = stable(study, "taught")["identity"]
-    run(alone, [BASELINE, STUDENT, taught])  # of one model: the same teacher as without an ensemble
-    assert stable(alone, "taught")["identity"] != before
-    assert stable(alone, "taught")["metrics"] == stable(alone, "student")["metrics"]
+    run(alone, recipes)  # of one model: the same teacher as without an ensemble
+    of_one = stable(alone, "taught")
+    assert of_one["metrics"] == stable(alone, "student")["metrics"]
+    run(study, recipes)
+    of_two = stable(study, "taught")
+    assert of_two["identity"] != of_one["identity"] and of_two["checkpoint"] != of_one["checkpoint"]
+    run(alone, recipes)  # a look at fewer seeds takes nothing away
+    assert stable(study, "taught") == of_two and len(study.results().records) == 6
     with pytest.raises(ValueError, match="wants an ensemble but names no teacher"):
         Experiment("x", student=TINY, ensemble=True)
 

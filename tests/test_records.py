@@ -104,9 +104,9 @@ def test_sentences_to_quote():
     )
     assert report.say_smallest(table.loc[["smaller"]]).startswith("None of these 1 models stays below")
     assert report.say_gains(table.loc[["small", "smaller"]], "nets").startswith("Of 2 nets, 0 were clearly better")
-    assert report.say_rivals(table, ["smaller"], "small").endswith(
-        "beside them small 2.00e-5 with 100 MACs and 0.4 kB."
-    )
+    assert report.say_rivals(table, ["smaller"], "small").endswith("with 100 MACs and 0.4 kB.")
+    tied = table.assign(macs_per_clip=100, ratio=float("nan")).sort_values("au_fa_fr", ascending=False)
+    assert " are those of baseline: " in report.say_smallest(tied) and "nan" not in report.say_smallest(tied)
 
 
 def test_a_perfect_or_missing_baseline_gives_no_ratio_but_a_table():
