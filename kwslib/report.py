@@ -271,7 +271,7 @@ def readme_results(study: str, reference: Path) -> str:
         f"`{study}`: keyword `{first['keyword']}`, test part of {metrics['n_keyword']} keyword clips and "
         f"{metrics['n_other']} others by {metrics['n_speakers']} speakers, mean of {int(summary.seeds.max())} seeds, "
         f"interval over {metrics.get('interval_over', 'speakers')} and seeds. "
-        f"Differences from the control beyond their interval: {', '.join(clear) or 'none'}."
+        f"Differences from the control beyond their interval: {', '.join(clear) or 'none'}. {say_smallest(summary)}"
     )
     shown = summary.index.isin(
         ["baseline", *records.pareto(summary, "macs_per_clip"), *records.pareto(summary, "state_dict_bytes")]
