@@ -43,8 +43,9 @@ class Experiment:
         ensemble: the teacher's models of all seeds teach together.
         losses: terms of ``kwslib.losses``, added up.
         training, augmentation: how it is trained.
-        start: name of the experiment whose trained model ``after`` is applied to, without training.
-        after: post-training steps such as ``Half()`` or ``DynamicInt8()``, in order.
+        start: name of the experiment whose trained model ``after`` is applied to.
+        after: steps such as ``Half()`` or ``Prune(0.3)``, in order. One with a ``training`` of its own tunes the
+            model with the losses, teacher and augmentation given here.
         control: name of the experiment this one is compared with, for example without teacher.
         note: one line for the report.
     """
@@ -74,6 +75,16 @@ class Experiment:
             raise ValueError(f"experiment {self.name!r} wants an ensemble but names no teacher")
         if self.teacher is None and any(term.needs_teacher for term in self.losses):
             raise ValueError(f"experiment {self.name!r} distils but names no teacher")
+
+    @property
+    def tuning_steps(self) -> list:
+        """Those of the steps after training that train again."""
+        return [step for step in self.after if getattr(step, "training", None)]
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything is trained: a student, or by a step."""
+        return self.student is not None or bool(self.tuning_steps)
 
     @property
     def needs(self) -> list[str]:
@@ -115,8 +126,9 @@ class _Task:
             _identity_on_disk(self.study, name, seed) for name in self.experiment.needs for seed in self.teacher_seeds
         ]
         profile = self.study.profile
-        trained = (profile.views, augment.VERSION) if self.experiment.student else ()
-        sizes = (profile.bootstrap, *trained)
+        trained = (profile.views, augment.VERSION) if self.experiment.trains else ()
+        tuned = [profile.epochs(step.training.epochs) for step in self.experiment.tuning_steps]
+        sizes = (profile.bootstrap, *trained, *tuned)
         return identity(recipe, self.study.corpus.fingerprint, self.study.split.sha256, self.seed, origins, sizes)
 
     def is_done(self) -> bool:
@@ -193,7 +205,7 @@ def run(study: Study, experiments: Sequence[Experiment]) -> Results:
             for task in wave:
                 if task.label not in failures:
                     _time(task)
-            logs += [tracking.csv_path(study.name, t.experiment.name, t.seed) for t in todo if t.experiment.student]
+            logs += [tracking.csv_path(study.name, t.experiment.name, t.seed) for t in todo if t.experiment.trains]
     tracking.mirror(study.name, [log for log in logs if log.exists()])
     if failures:
         listing = "; ".join(f"{label}: {error}" for label, error in failures.items())
@@ -291,7 +303,7 @@ def _prepare_data(study: Study, tasks: list[_Task]) -> None:
     """Compute what the workers share before they start, so that none waits for another."""
     if tasks:
         _ = study.logmels
-        for augmentation in {task.experiment.augmentation for task in tasks if task.experiment.student}:
+        for augmentation in {task.experiment.augmentation for task in tasks if task.experiment.trains}:
             study.bank(augmentation)
 
 
@@ -348,14 +360,8 @@ def _execute(task: _Task) -> None:
     """Train or convert one model, save it, load it again, score it, write the record."""
     began = time.perf_counter()
     study, experiment = task.study, task.experiment
-    if experiment.student is not None:
-        model, history = _trained(task)
-        config = experiment.student
-    else:
-        model, history = study.model(experiment.start, task.seed), []
-        config = model.config
-    for step in experiment.after:
-        model = step(model)
+    model, history = _trained(task)
+    config = model.config
     checkpoint = study.checkpoint(experiment.name, task.seed)
     described = {
         "experiment": experiment.name,
@@ -390,13 +396,13 @@ def _execute(task: _Task) -> None:
         },
     }
     records.write(study.name, record)
-    _resume_file(task).unlink(missing_ok=True)
+    for file in _resume_file(task).parent.glob(f"{task.label}.{task.identity}.*resume"):
+        file.unlink()
 
 
-def _trained(task: _Task) -> tuple[nn.Module, list[dict]]:
+def _fit(task: _Task, model: nn.Module, training: Training, resume: Path, **options) -> list[dict]:
+    """Train a model in place with the experiment's losses, teacher and augmentation; returns the history."""
     study, experiment = task.study, task.experiment
-    torch.manual_seed(task.seed)
-    model = build(experiment.student)
     teacher = None
     if experiment.ensemble:
         teacher = Ensemble([study.model(experiment.teacher, seed) for seed in task.teacher_seeds])
@@ -409,20 +415,44 @@ def _trained(task: _Task) -> tuple[nn.Module, list[dict]]:
         val=study.logmels[val_rows],
         val_labels=study.labels[val_rows],
     )
+    epochs = study.profile.epochs(training.epochs)
+    return train.fit(
+        model,
+        data,
+        dataclasses.replace(training, epochs=epochs),
+        experiment.losses,
+        experiment.augmentation,
+        task.seed,
+        teacher=teacher,
+        resume=resume,
+        device=_device(),
+        **options,
+    )
+
+
+def _trained(task: _Task) -> tuple[nn.Module, list[dict]]:
+    """The model of an experiment, trained or taken from another one, after all its steps; and the history."""
+    study, experiment = task.study, task.experiment
     log = tracking.CsvLog(tracking.csv_path(study.name, experiment.name, task.seed))
+    history: list[dict] = []
+
+    def keep(row: dict) -> None:
+        history.append({**row, "epoch": len(history) + 1})
+        log(history[-1])
+
+    def tune(model: nn.Module, training: Training) -> None:
+        resume = _resume_file(task).with_suffix(f".{len(history)}.resume")
+        _fit(task, model, training, resume, on_epoch=keep, trained=True)
+
     try:
-        history = train.fit(
-            model,
-            data,
-            task.training,
-            experiment.losses,
-            experiment.augmentation,
-            task.seed,
-            teacher=teacher,
-            resume=_resume_file(task),
-            on_epoch=log,
-            device=_device(),
-        )
+        if experiment.student is None:
+            model = study.model(experiment.start, task.seed)
+        else:
+            torch.manual_seed(task.seed)
+            model = build(experiment.student)
+            _fit(task, model, experiment.training, _resume_file(task), on_epoch=keep)
+        for step in experiment.after:
+            model = step(model.cpu(), tune) if step in experiment.tuning_steps else step(model.cpu())
     finally:
         log.close()
     return model, history

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import TextIO
 
 from kwslib import paths
 
@@ -24,22 +25,24 @@ def csv_path(study: str, experiment: str, seed: int) -> Path:
 
 
 class CsvLog:
-    """One row per epoch, flushed at once. A resumed training rewrites the rows it remembers."""
+    """One row per epoch, flushed at once; no file without a row. A resumed training rewrites the rows it remembers."""
 
     def __init__(self, path: Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w", newline="")
-        self._writer: csv.DictWriter | None = None
+        self._path = path
+        self._file: TextIO | None = None
 
     def __call__(self, row: dict) -> None:
-        if self._writer is None:
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("w", newline="")
             self._writer = csv.DictWriter(self._file, row.keys())
             self._writer.writeheader()
         self._writer.writerow(row)
         self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def mirror(study: str, logs: list[Path], time_limit_s: float = TIME_LIMIT_S) -> bool:

@@ -130,6 +130,7 @@ def fit(
     augmentation: Augmentation,
     seed: int,
     teacher: nn.Module | None = None,
+    trained: bool = False,
     resume: Path | None = None,
     on_epoch: Callable[[dict], None] = lambda row: None,
     device: str = "cpu",
@@ -139,6 +140,7 @@ def fit(
     Args:
         losses: terms of ``kwslib.losses``, added up.
         teacher: sees the same augmented clips, in eval mode, without gradient.
+        trained: the model was trained before and is tuned further: its function is kept at the start.
         resume: file that holds the whole state after each epoch; picked up when it exists.
         on_epoch: called with each row of the history as it is made.
 
@@ -160,6 +162,8 @@ def fit(
     if teacher is not None:
         teacher = teacher.to(device).eval()
     loop = _Loop(model.to(device), teacher, data, training, losses, augmentation, seed, device)
+    if trained and training.normalize:  # it has absorbed these constants; now they come from outside again
+        absorb_normalization(model, -loop.mean / loop.std, 1 / loop.std)
     history = loop.load(resume) if resume is not None else []
     for row in history:
         on_epoch(row)

@@ -10,6 +10,7 @@ from kwslib.augment import Augmentation
 from kwslib.config import CRNNConfig
 from kwslib.experiments import Experiment, run
 from kwslib.losses import Labels, SoftTargets
+from kwslib.prune import Prune
 from kwslib.quantize import DynamicInt8, Half
 from kwslib.study import ExperimentError, open_study
 from kwslib.train import Training
@@ -146,6 +147,26 @@ def test_one_failing_run_keeps_the_others_and_is_reported(study):
     with pytest.raises(ExperimentError, match="4 runs failed, the others are kept.*broken-seed0.*what it needs failed"):
         run(study, [broken, depends, BASELINE])
     assert len(study.results().records) == 2
+
+
+def test_a_pruned_model_is_tuned_with_the_losses_and_the_teacher_of_its_experiment(study):
+    pruned = Experiment("pruned", start="student", after=(Prune(0.5),))
+    tuned = Experiment(
+        "tuned",
+        start="student",
+        after=(Prune(0.5, training=QUICK, rounds=2), Half()),
+        teacher="baseline",
+        losses=(Labels(0.4), SoftTargets(0.6, 4.0)),
+        control="pruned",
+    )
+    results = run(study, [BASELINE, STUDENT, pruned, tuned])
+    assert study.model("pruned").config.hidden_size == study.model("tuned").config.hidden_size == 3
+    assert results["pruned"].macs_per_clip == results["tuned"].macs_per_clip < results["student"].macs_per_clip
+    record = stable(study, "tuned")
+    assert record["precision"] == "float16" and record["history"]["epoch"] == [1, 2, 3, 4]  # 2 rounds of 2 epochs
+    assert "softtargets_1" in record["history"] and stable(study, "pruned")["history"] == {}
+    assert not list(paths.checkpoints(study.name).glob("*.resume"))
+    assert not tracking.csv_path(study.name, "pruned", 0).exists()
 
 
 def test_a_control_must_be_there_and_train_as_long(study):

@@ -18,7 +18,7 @@ APPENDICES = [ROOT / "notebooks" / "appendix" / f"{name}.ipynb" for name in repo
 ROOMS = {
     0: "paths config records tracking synthesis plots report published",
     1: "speech_commands corpora splits features augment models architectures losses metrics cost",
-    2: "train quantize",
+    2: "train quantize prune",
     3: "stream",
     4: "study experiments sweep",
     5: "cli",
@@ -27,7 +27,7 @@ FLOOR = {room: floor for floor, rooms in ROOMS.items() for room in rooms.split()
 # Inside a floor some rooms build on others; from left to right.
 ORDER = (
     "paths config published records synthesis tracking plots report "
-    "speech_commands corpora splits features models architectures metrics augment losses cost study experiments sweep"
+    "speech_commands corpora splits features models architectures metrics augment losses cost train prune study experiments sweep"
 )
 
 

@@ -64,6 +64,14 @@ def test_normalization_is_absorbed_exactly():
     assert torch.allclose(models.absorb_normalization(model, -9.0, 4.0)(logmels), expected, atol=1e-5)
 
 
+def test_tuning_starts_from_the_function_that_was_learnt(data):
+    model, _ = run(data, epochs=1)
+    before = train.score(model, data.val)
+    still = Training(epochs=1, batch_size=16, learning_rate=0.0)
+    fit(model, data, still, (Labels(),), MASKS, 0, trained=True)
+    np.testing.assert_allclose(train.score(model, data.val), before, atol=1e-5)
+
+
 def test_a_net_that_cannot_absorb_a_normalization_says_so(data):
     with pytest.raises(ValueError, match="SeparableNet cannot absorb"):
         fit(SeparableNet(), data, Training(epochs=1), (Labels(),), MASKS, 0)
