@@ -440,9 +440,9 @@ def _trained(task: _Task) -> tuple[nn.Module, list[dict]]:
         history.append({**row, "epoch": len(history) + 1})
         log(history[-1])
 
-    def tune(model: nn.Module, training: Training) -> None:
+    def tune(model: nn.Module, training: Training, **options) -> None:
         resume = _resume_file(task).with_suffix(f".{len(history)}.resume")
-        _fit(task, model, training, resume, on_epoch=keep, trained=True)
+        _fit(task, model, training, resume, on_epoch=keep, trained=True, **options)
 
     try:
         if experiment.student is None:

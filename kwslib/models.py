@@ -128,6 +128,32 @@ def absorb_normalization(model: CRNN, mean: float, std: float) -> CRNN:
     return model
 
 
+def on_grid(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Whole numbers and scales of a weight: symmetric, one scale for each output channel or gate row.
+
+    The largest value of a row becomes 2^(bits-1) - 1; the scale is one that float16 can hold, and 1 for a row
+    of zeros. Weights that are on the grid stay where they are. (O, ...) -> int8 (O, ...), float32 (O, 1, ...)
+
+    >>> whole, scale = on_grid(torch.tensor([[-0.7, 0.31], [0.0, 0.0]]), bits=4)
+    >>> whole.tolist(), [round(s, 4) for s in scale.flatten().tolist()]
+    ([[-7, 3], [0, 0]], [0.1, 1.0])
+    """
+    most = 2 ** (bits - 1) - 1
+    scale = (weight.detach().float().abs().flatten(1).amax(1) / most).half().float()
+    scale = torch.where(scale > 0, scale, 1.0).reshape(-1, *[1] * (weight.dim() - 1))
+    return (weight.detach() / scale).round().to(torch.int8), scale
+
+
+@torch.no_grad()
+def round_weights(model: nn.Module, bits: int) -> nn.Module:
+    """Move every weight to its grid, in place; biases, of which there are few, stay as they are."""
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            whole, scale = on_grid(weight, bits)
+            weight.copy_(whole * scale)
+    return model
+
+
 def keyword_score(logits: Tensor) -> Tensor:
     """Logit of the keyword minus logit of the rest, (B, 2) -> (B,) in float32.
 

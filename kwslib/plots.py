@@ -26,8 +26,14 @@ STYLE = {
     "svg.hashsalt": "kwslib",  # the same figure gives the same file
     "svg.fonttype": "path",
 }
-COLOURS = {"float32": "#1b6ca8", "float16": "#d9822b", "int8": "#3a8f5c"}
-MARKERS = {"float32": "o", "float16": "s", "int8": "D"}
+COLOURS = {
+    "float32": "#1b6ca8",
+    "float16": "#d9822b",
+    "int8": "#3a8f5c",
+    "weight-int8": "#7b4ea3",
+    "weight-int4": "#b0568a",
+}
+MARKERS = {"float32": "o", "float16": "s", "int8": "D", "weight-int8": "^", "weight-int4": "v"}
 MOST_LABELS = 20  # points of a plot that all get their names; of more, only the front
 COST_LABELS = {
     "macs_per_clip": ("MACs per 1-s clip", 1.0),

@@ -4,8 +4,10 @@ A checkpoint names its weights as the float model does; an int8 one holds intege
 their scales under the same names. All are plain tensors: nothing is ever unpickled as code.
 """
 
+import copy
 import hashlib
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,8 @@ from torch.ao.nn.quantized import dynamic
 
 from kwslib import paths
 from kwslib.architectures import build, config_of
-from kwslib.models import CheckpointError, read_sidecar, read_tensors, tensors_file
+from kwslib.models import CheckpointError, on_grid, read_sidecar, read_tensors, round_weights, tensors_file
+from kwslib.train import Training
 
 SIDECAR_SCHEMA = 1
 INT8 = (dynamic.GRU, dynamic.LSTM, dynamic.Linear)
@@ -60,18 +63,71 @@ class DynamicInt8:
             )
 
 
-PRECISIONS = {"float32": None, "float16": Half(), "int8": DynamicInt8()}
+@dataclass(frozen=True)
+class WeightInt:
+    """Weights of every layer, convolution, GRU and RNN too, as whole numbers of 8 or 4 bits with a scale per row.
+
+    The file holds them packed, scales and biases in float16; the model computes in float32 with the rounded
+    weights: smaller, not faster.
+
+    Raises:
+        ValueError: another number of bits.
+    """
+
+    bits: int = 8
+
+    def __post_init__(self):
+        if self.bits not in (4, 8):
+            raise ValueError(f"weights have 8 or 4 bits, not {self.bits}")
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module) -> nn.Module:
+        model = round_weights(copy.deepcopy(model).float().cpu().eval(), self.bits)
+        for value in model.parameters():
+            if value.dim() == 1:
+                value.copy_(value.half())
+        model.weight_bits = self.bits
+        return model
+
+
+@dataclass(frozen=True)
+class QAT:
+    """Quantization-aware tuning, then ``WeightInt``: the weights learn to live on the grid of so many bits.
+
+    Attributes:
+        bits: 8 or 4.
+        training: with the experiment's losses, teacher and augmentation.
+    """
+
+    bits: int = 8
+    training: Training = Training(epochs=10, learning_rate=1e-3)
+
+    def __call__(self, model: nn.Module, tune: Callable) -> nn.Module:
+        last = WeightInt(self.bits)
+        tune(model, self.training, weight_bits=self.bits)
+        return last(model)
+
+
+PRECISIONS = {
+    "float32": None,
+    "float16": Half(),
+    "int8": DynamicInt8(),
+    "weight-int8": WeightInt(8),
+    "weight-int4": WeightInt(4),
+}
 
 
 def precision_of(model: nn.Module) -> str:
-    """``float32``, ``float16`` or ``int8``."""
+    """One of ``PRECISIONS``."""
+    if bits := getattr(model, "weight_bits", 0):
+        return f"weight-int{bits}"
     if any(isinstance(module, INT8) for module in model.modules()):
         return "int8"
     return str(next(model.parameters()).dtype).removeprefix("torch.")
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The weights under the names of the float model, int8 ones as quantized tensors."""
+    """The weights under the names of the float model; int8 ones are quantized tensors, ``WeightInt`` ones packed."""
     state: dict[str, Tensor] = {}
     for prefix, module in model.named_modules():
         if isinstance(module, dynamic.GRU | dynamic.LSTM):
@@ -81,20 +137,53 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
         else:
             named = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
         state |= {f"{prefix}.{name}": value.detach() for name, value in named.items()}
+    if bits := getattr(model, "weight_bits", 0):
+        return _packed(state, bits)
     return state
+
+
+def _packed(state: dict[str, Tensor], bits: int) -> dict[str, Tensor]:
+    """Weights as int8, or two to a byte, each with its ``.scale``; biases as float16."""
+    out: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if value.dim() == 1:
+            out[name] = value.half()
+            continue
+        whole, scale = on_grid(value, bits)
+        if bits == 4:
+            pairs = nn.functional.pad(whole.flatten(), (0, whole.numel() % 2)).view(-1, 2).to(torch.uint8) & 15
+            whole = pairs[:, 0] | pairs[:, 1] << 4
+        out |= {name: whole, f"{name}.scale": scale.flatten().half()}
+    return out
+
+
+def _unpacked(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """What ``_packed`` packed, as float32 in the shapes of the model's parameters."""
+    out: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        value = state[name]
+        if parameter.dim() > 1:
+            if model.weight_bits == 4:
+                low, high = (value & 15).to(torch.int8), (value >> 4).to(torch.int8)
+                whole = torch.stack([low, high], dim=1).flatten()[: parameter.numel()]
+                value = torch.where(whole > 7, whole - 16, whole).view(parameter.shape)
+            value = value * state[f"{name}.scale"].float().reshape(-1, *[1] * (parameter.dim() - 1))
+        out[name] = value.float()
+    return out
 
 
 def sizes(model: nn.Module) -> dict[str, int]:
     """Bytes of a model.
 
-    ``state_dict_bytes``: of ``torch.save(model.state_dict())``, the convention of the reports,
-    half of it container for a small model. ``weights_bytes``: the weights alone, an int8 tensor
+    ``state_dict_bytes``: of ``torch.save(model.state_dict())``, the convention of the reports (of the packed
+    tensors for ``WeightInt``), half of it container for a small model. ``weights_bytes``: the weights alone, an int8 tensor
     with the 4 bytes of its scale.
     """
-    weights = tensors(model).values()
+    weights = tensors(model)
+    saved = weights if getattr(model, "weight_bits", 0) else model.state_dict()
     return {
-        "state_dict_bytes": len(tensors_file(model.state_dict())),
-        "weights_bytes": sum(t.numel() * t.element_size() + (4 if t.is_quantized else 0) for t in weights),
+        "state_dict_bytes": len(tensors_file(saved)),
+        "weights_bytes": sum(t.numel() * t.element_size() + (4 if t.is_quantized else 0) for t in weights.values()),
     }
 
 
@@ -138,7 +227,7 @@ def load(path: Path) -> tuple[nn.Module, dict]:
         model = convert(model) if convert else model
         if set(state) != set(tensors(model)):
             raise KeyError(f"its weights are {', '.join(sorted(set(state) ^ set(tensors(model))))} off")
-        _fill(model, state)
+        _fill(model, _unpacked(state, model) if hasattr(model, "weight_bits") else state)
     except (KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not fit its description: {error}") from None
     return model, sidecar

@@ -18,7 +18,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from kwslib import paths
 from kwslib.augment import Augmentation, spec_augment
 from kwslib.metrics import au_fa_fr
-from kwslib.models import CRNN, CheckpointError, absorb_normalization, keyword_score, read_tensors, tensors_file
+from kwslib.models import (
+    CRNN,
+    CheckpointError,
+    absorb_normalization,
+    keyword_score,
+    read_tensors,
+    round_weights,
+    tensors_file,
+)
 
 SCHEDULES = ("constant", "cosine", "onecycle")
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -131,6 +139,7 @@ def fit(
     seed: int,
     teacher: nn.Module | None = None,
     trained: bool = False,
+    weight_bits: int = 0,
     resume: Path | None = None,
     on_epoch: Callable[[dict], None] = lambda row: None,
     device: str = "cpu",
@@ -141,6 +150,9 @@ def fit(
         losses: terms of ``kwslib.losses``, added up.
         teacher: sees the same augmented clips, in eval mode, without gradient.
         trained: the model was trained before and is tuned further: its function is kept at the start.
+        weight_bits: quantization-aware: forward and backward see weights of so many bits, and the rounded
+            model is validated and kept; the optimizer moves the unrounded ones (straight-through, Bengio et al.
+            2013, arXiv:1308.3432). 0 leaves the weights alone.
         resume: file that holds the whole state after each epoch; picked up when it exists.
         on_epoch: called with each row of the history as it is made.
 
@@ -161,7 +173,7 @@ def fit(
         raise ValueError(f"a {type(model).__name__} cannot absorb a normalization: train it with normalize=False")
     if teacher is not None:
         teacher = teacher.to(device).eval()
-    loop = _Loop(model.to(device), teacher, data, training, losses, augmentation, seed, device)
+    loop = _Loop(model.to(device), teacher, data, training, losses, augmentation, seed, device, weight_bits)
     if trained and training.normalize:  # it has absorbed these constants; now they come from outside again
         absorb_normalization(model, -loop.mean / loop.std, 1 / loop.std)
     history = loop.load(resume) if resume is not None else []
@@ -185,7 +197,8 @@ def fit(
 class _Loop:
     """The state that must survive an interruption, and what it works on."""
 
-    def __init__(self, model, teacher, data, training, losses, augmentation, seed: int, device: str):
+    def __init__(self, model, teacher, data, training, losses, augmentation, seed: int, device: str, weight_bits=0):
+        self.weight_bits = weight_bits
         self.model, self.teacher, self.data, self.device = model, teacher, data, device
         self.training, self.losses, self.augmentation = training, losses, augmentation
         self.random = Generator().manual_seed(seed)
@@ -239,6 +252,9 @@ class _Loop:
     def _step(self, x: Tensor, labels: Tensor) -> dict[str, float]:
         with torch.no_grad():
             taught = self.teacher.outputs(x) if self.teacher is not None else None
+            unrounded = [weight.clone() for weight in self.model.parameters()] if self.weight_bits else []
+        if self.weight_bits:
+            round_weights(self.model, self.weight_bits)
         with torch.autocast(self.device, getattr(torch, self.training.precision), self.training.precision != "float32"):
             learnt = self.model.outputs((x - self.mean) / self.std)
         learnt = learnt._replace(**{name: part.float() for name, part in learnt._asdict().items() if part is not None})
@@ -251,6 +267,9 @@ class _Loop:
             raise NotANumber(f"the loss became {loss.item()}: lower the learning rate or the loss weights")
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
+        with torch.no_grad():
+            for weight, before in zip(self.model.parameters(), unrounded, strict=False):
+                weight.copy_(before)
         self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.training.max_grad_norm)
         self.scaler.step(self.optimizer)
@@ -262,8 +281,12 @@ class _Loop:
     def validate(self, epoch: int) -> dict:
         """Score the selection part; remember the weights when they are the best so far."""
         model = self.model if self.average is None else self.average.module
+        if self.training.normalize or self.weight_bits:
+            model = copy.deepcopy(model)
+        if self.weight_bits:
+            round_weights(model, self.weight_bits)
         if self.training.normalize:
-            model = absorb_normalization(copy.deepcopy(model), self.mean, self.std)
+            absorb_normalization(model, self.mean, self.std)
         scores = score(model, self.data.val, self.device).astype(np.float64)
         area = au_fa_fr(scores, self.data.val_labels.astype(bool))
         loss = float(np.mean(np.logaddexp(0, np.where(self.data.val_labels == 1, -scores, scores))))

@@ -27,7 +27,8 @@ FLOOR = {room: floor for floor, rooms in ROOMS.items() for room in rooms.split()
 # Inside a floor some rooms build on others; from left to right.
 ORDER = (
     "paths config published records synthesis tracking plots report "
-    "speech_commands corpora splits features models architectures metrics augment losses cost train prune study experiments sweep"
+    "speech_commands corpora splits features models architectures metrics augment losses cost train quantize prune "
+    "study experiments sweep"
 )
 
 
