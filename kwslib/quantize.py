@@ -176,8 +176,8 @@ def sizes(model: nn.Module) -> dict[str, int]:
     """Bytes of a model.
 
     ``state_dict_bytes``: of ``torch.save(model.state_dict())``, the convention of the reports (of the packed
-    tensors for ``WeightInt``), half of it container for a small model. ``weights_bytes``: the weights alone, an int8 tensor
-    with the 4 bytes of its scale.
+    tensors for ``WeightInt``), half of it container for a small model. ``weights_bytes``: the weights alone,
+    an int8 tensor with the 4 bytes of its scale.
     """
     weights = tensors(model)
     saved = weights if getattr(model, "weight_bits", 0) else model.state_dict()
