@@ -80,6 +80,9 @@ def display_table(summary: pd.DataFrame) -> pd.DataFrame:
             "AU-FA-FR ×1e5 ↓": f"**{mean}**" if name == best else mean,
             "95 % interval": f"{area(row['ci95_low'])} to {area(row['ci95_high'])}",
             "ratio to baseline ↓": "–" if pd.isna(row["ratio"]) else f"{row['ratio']:.2f}",
+            "gain over control ×1e5 ↑": ""
+            if pd.isna(row["gain"])
+            else f"{area(row['gain'])} ({area(row['gain_low'])} to {area(row['gain_high'])})",
             "MACs per clip ↓": f"{row['macs_per_clip']:,}",
             "speed-up ↑": times(row["speed_up"]),
             "size, kB ↓": f"{row['state_dict_bytes'] / 1e3:.1f}",
@@ -87,9 +90,6 @@ def display_table(summary: pd.DataFrame) -> pd.DataFrame:
             "weights, kB ↓": f"{row['weights_bytes'] / 1e3:.1f}",
             "ms per clip": milliseconds(row["latency_ms_per_clip"]),
             "ms per step": milliseconds(row["latency_ms_per_step"]),
-            "gain over control ×1e5 ↑": ""
-            if pd.isna(row["gain"])
-            else f"{area(row['gain'])} ({area(row['gain_low'])} to {area(row['gain_high'])})",
         }
     return pd.DataFrame(rows).T.rename_axis("experiment")
 
