@@ -120,6 +120,8 @@ def test_every_make_target_of_the_readme_exists():
 def test_readme_numbers_equal_the_reference_records():
     readme = (ROOT / "README.md").read_text()
     assert report.fill_readme(readme, ROOT / "reports" / "reference") == readme
+    found = records.load_folder(ROOT / "reports" / "reference" / "synthetic-sheila-speaker" / "records")
+    assert f"{len({record['experiment'] for record in found})} experiments" in readme
     for study in re.findall(r"<!-- results: (\S+) -->", readme):
         folder = ROOT / "reports" / "reference" / study
         table = records.results([records.read(f) for f in sorted((folder / "records").glob("*.json"))])
