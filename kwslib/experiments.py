@@ -106,28 +106,23 @@ class _Task:
         return f"{self.experiment.name}-seed{self.seed}"
 
     @property
-    def training(self) -> Training:
-        """The recipe's training at the profile's size."""
-        epochs = self.study.profile.epochs(self.experiment.training.epochs)
-        return dataclasses.replace(self.experiment.training, epochs=epochs)
-
-    @property
     def teacher_seeds(self) -> list[int]:
         """The same seed; for an ensemble all that the teacher was ever trained with."""
         if not self.experiment.ensemble:
             return [self.seed]
         files = self.study.checkpoint(self.experiment.teacher).parent.glob(f"{self.experiment.teacher}-seed*.pt")
-        return sorted(int(file.stem.rpartition("-seed")[2]) for file in files) or [self.seed]
+        return sorted(map(_seed_of, files)) or [self.seed]
 
     @cached_property
     def identity(self) -> str:
-        recipe = {**describe(self.experiment), "name": "", "note": "", "control": "", "training": self.training}
+        training = self.study.sized(self.experiment.training)
+        recipe = {**describe(self.experiment), "name": "", "note": "", "control": "", "training": training}
         origins = [
             _identity_on_disk(self.study, name, seed) for name in self.experiment.needs for seed in self.teacher_seeds
         ]
         profile = self.study.profile
         trained = (profile.views, augment.VERSION) if self.experiment.trains else ()
-        tuned = [profile.epochs(step.training.epochs) for step in self.experiment.tuning_steps]
+        tuned = [self.study.sized(step.training).epochs for step in self.experiment.tuning_steps]
         sizes = (profile.bootstrap, *trained, *tuned)
         return identity(recipe, self.study.corpus.fingerprint, self.study.split.sha256, self.seed, origins, sizes)
 
@@ -141,6 +136,11 @@ class _Task:
             return False
         same_file = record["checkpoint"]["sha256"] == sidecar.get("sha256")
         return record["identity"] == self.identity == sidecar.get("identity") and same_file
+
+
+def _seed_of(file: Path) -> int:
+    """The seed in the name of a record or checkpoint."""
+    return int(file.stem.rpartition("-seed")[2])
 
 
 def _identity_on_disk(study: Study, experiment: str, seed: int) -> str:
@@ -272,7 +272,7 @@ def _drop_other_recipes(todo: list[_Task]) -> None:
     """
     for experiment, study in {task.experiment: task.study for task in todo}.items():
         for file in (paths.reports(study.name) / "records").glob(f"{experiment.name}-seed*.json"):
-            seed = int(file.stem.rpartition("-seed")[2])
+            seed = _seed_of(file)
             task = _Task(study, experiment, seed, order=0)
             try:
                 same = seed < study.seeds or task.is_done()
@@ -400,8 +400,8 @@ def _execute(task: _Task) -> None:
         file.unlink()
 
 
-def _fit(task: _Task, model: nn.Module, training: Training, resume: Path, **options) -> list[dict]:
-    """Train a model in place with the experiment's losses, teacher and augmentation; returns the history."""
+def _fit(task: _Task, model: nn.Module, training: Training, resume: Path, **options) -> None:
+    """Train a model in place with the experiment's losses, teacher and augmentation."""
     study, experiment = task.study, task.experiment
     teacher = None
     if experiment.ensemble:
@@ -415,11 +415,10 @@ def _fit(task: _Task, model: nn.Module, training: Training, resume: Path, **opti
         val=study.logmels[val_rows],
         val_labels=study.labels[val_rows],
     )
-    epochs = study.profile.epochs(training.epochs)
-    return train.fit(
+    train.fit(
         model,
         data,
-        dataclasses.replace(training, epochs=epochs),
+        study.sized(training),
         experiment.losses,
         experiment.augmentation,
         task.seed,

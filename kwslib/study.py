@@ -1,7 +1,7 @@
 """A study: one corpus, keyword and split, with its data, its files and its results."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from torch import nn
 from kwslib import augment, corpora, features, metrics, models, paths, quantize, records, report, splits, train
 from kwslib.augment import Augmentation
 from kwslib.config import PROFILES, SPLITS, FeatureConfig, Profile, SynthesisConfig, profile
+from kwslib.train import Training
 
 
 class ExperimentError(RuntimeError):
@@ -62,6 +63,10 @@ class Study:
         train = self.split.train
         others = train[self.labels[train] == 0]
         return augment.bank(self.corpus, train, others, self.profile.views, augmentation, FeatureConfig())
+
+    def sized(self, training: Training) -> Training:
+        """A recipe's training with as many epochs as the profile makes of them."""
+        return replace(training, epochs=self.profile.epochs(training.epochs))
 
     def summary(self) -> pd.DataFrame:
         """What is studied, as a table."""

@@ -78,7 +78,7 @@ def sweep(
         raise ValueError(f"no model fits into {max_macs} MACs per clip: the smallest need some thousands")
     storage = storage or storage_of(study)
     _ = study.logmels, study.bank(WITHOUT_MASKS)  # computed before the workers start
-    training = replace(training, epochs=study.profile.epochs(training.epochs))
+    training = study.sized(training)
     data = study.corpus.fingerprint, study.split.sha256, study.profile.views
     question = f"{study.name}-{identity(data, augment.VERSION, WITHOUT_MASKS, training, teacher)}"
     database = _database(question, storage)
