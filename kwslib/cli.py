@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kwslib import corpora, cost, features, metrics, models, paths, quantize, records, report, stream, train
+from kwslib import checkpoints, corpora, cost, features, metrics, models, paths, records, report, stream, train
 from kwslib.config import CRNNConfig, FeatureConfig
 from kwslib.study import ExperimentError, open_study
 
@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         if checkpoint:
             added.add_argument(
                 "--checkpoint", type=Path, required=True, metavar="P",
-                help="a .pt file of this project, or a plain state dict with the names of the reports",
+                help="a .pt or .kws file of this project, or a plain state dict with the names of the reports",
             )  # fmt: skip
             if name != "stream":  # published models were trained on frames that look ahead
                 added.add_argument("--mel-stride", type=int, metavar="N", help="of a plain state dict, where ambiguous")
@@ -108,8 +108,9 @@ def _print(values: dict | list, as_json: bool) -> None:
 
 def _open_checkpoint(options: argparse.Namespace) -> tuple[torch.nn.Module, CRNNConfig, FeatureConfig, dict]:
     """Model, its sizes, its front end, and what else is known: of a published state dict, nothing."""
-    if options.command == "stream" or models.is_described(options.checkpoint):
-        model, sidecar = quantize.load(options.checkpoint)
+    compact = options.checkpoint.suffix == checkpoints.COMPACT_SUFFIX
+    if options.command == "stream" or compact or models.is_described(options.checkpoint):
+        model, sidecar = checkpoints.load(options.checkpoint)
         wanted = {key: value for key, value in sidecar["features"].items() if key != "class"}
         return model, model.config, FeatureConfig(**wanted), sidecar
     model = models.load_published(options.checkpoint, options.mel_stride, options.frame_stride)
@@ -137,7 +138,7 @@ def _score(options: argparse.Namespace) -> None:
 
 def _cost(options: argparse.Namespace) -> None:
     model, config, _, _ = _open_checkpoint(options)
-    _print({**cost.cost(config), **quantize.sizes(model)}, options.json)
+    _print({**cost.cost(config), **checkpoints.sizes(model)}, options.json)
 
 
 def _evaluate(options: argparse.Namespace) -> None:

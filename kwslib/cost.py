@@ -8,7 +8,9 @@ never on a quantized one (thop sees only its convolution). The front end is not 
 import statistics
 import time
 import warnings
+from collections.abc import Callable, Hashable, Mapping
 
+import pandas as pd
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -109,23 +111,35 @@ def steps_per_second(config: CRNNConfig) -> float:
     return SAMPLE_RATE / FeatureConfig().hop_length / config.stride[1]
 
 
-def latency_ms(call, repeats: int = 100) -> dict[str, float]:
-    """Median and quartiles of the wall time of ``call()`` on one thread, in milliseconds."""
+def latencies_ms(calls: Mapping[Hashable, Callable], rounds: int = 40, in_a_row: int = 5) -> pd.DataFrame:
+    """Median and quartiles of the wall time of each call on one thread, in milliseconds.
+
+    The calls take turns, a few times each: a busy moment of the machine then hits all of them, not one.
+
+    Returns:
+        One row per call: ``median, q25, q75``.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    times: dict[Hashable, list[float]] = {name: [] for name in calls}
     try:
         with torch.no_grad():
-            for _ in range(3):
-                call()
-            times = []
-            for _ in range(repeats):
-                began = time.perf_counter()
-                call()
-                times.append(1000 * (time.perf_counter() - began))
+            for turn in range(rounds + 1):  # the first one warms up
+                for name, call in calls.items():
+                    for _ in range(in_a_row):
+                        began = time.perf_counter()
+                        call()
+                        if turn:
+                            times[name].append(1000 * (time.perf_counter() - began))
     finally:
         torch.set_num_threads(threads)
-    low, median, high = statistics.quantiles(times, n=4)
-    return {"median": median, "q25": low, "q75": high}
+    quartiles = pd.DataFrame({name: statistics.quantiles(each, n=4) for name, each in times.items()})
+    return quartiles.T.set_axis(["q25", "median", "q75"], axis=1)[["median", "q25", "q75"]]
+
+
+def latency_ms(call: Callable) -> float:
+    """Median wall time of ``call()`` on one thread, in milliseconds."""
+    return float(latencies_ms({"": call}, rounds=20)["median"].iloc[0])
 
 
 def cost(config: Config) -> dict:
@@ -147,7 +161,7 @@ def cost(config: Config) -> dict:
     }
 
 
-def step_latency_ms(streaming: nn.Module) -> dict[str, float]:
+def step_latency_ms(streaming: nn.Module) -> float:
     """Latency of one streaming step, front end included: of a hop of samples that completes one."""
     config = streaming.model.config
     hop = config.stride[1] * streaming.front_end.config.hop_length
@@ -155,7 +169,7 @@ def step_latency_ms(streaming: nn.Module) -> dict[str, float]:
     return latency_ms(lambda: streaming.step(torch.zeros(1, hop), state))
 
 
-def clip_latency_ms(model: nn.Module, n_mels: int = 40) -> dict[str, float]:
+def clip_latency_ms(model: nn.Module, n_mels: int = 40) -> float:
     """Latency of one clip through the model, front end excluded."""
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     x = torch.zeros(1, n_mels, n_frames(FeatureConfig()), dtype=dtype)

@@ -21,7 +21,7 @@ from joblib import Parallel, cpu_count, delayed, parallel_config
 from torch import nn
 from tqdm.auto import tqdm
 
-from kwslib import augment, cost, metrics, models, paths, quantize, records, stream, tracking, train
+from kwslib import augment, checkpoints, cost, metrics, models, paths, records, stream, tracking, train
 from kwslib.architectures import Config, Ensemble, build
 from kwslib.augment import Augmentation
 from kwslib.config import CRNNConfig, FeatureConfig, describe, identity
@@ -131,7 +131,7 @@ class _Task:
         file = records.path(self.study.name, self.experiment.name, self.seed)
         checkpoint = self.study.checkpoint(self.experiment.name, self.seed)
         try:
-            record, sidecar = records.read(file), quantize.load(checkpoint)[1]
+            record, sidecar = records.read(file), checkpoints.load(checkpoint)[1]
         except (records.RecordError, models.CheckpointError):
             return False
         same_file = record["checkpoint"]["sha256"] == sidecar.get("sha256")
@@ -294,8 +294,8 @@ def _time(task: _Task) -> None:
         return
     model = task.study.model(task.experiment.name, task.seed)
     if isinstance(model.config, CRNNConfig):
-        record["run"]["latency_ms_per_step"] = round(cost.step_latency_ms(stream.StreamingModel(model))["median"], 3)
-    record["run"]["latency_ms_per_clip"] = round(cost.clip_latency_ms(model)["median"], 3)
+        record["run"]["latency_ms_per_step"] = round(cost.step_latency_ms(stream.StreamingModel(model)), 3)
+    record["run"]["latency_ms_per_clip"] = round(cost.clip_latency_ms(model), 3)
     records.write(task.study.name, record)
 
 
@@ -373,7 +373,7 @@ def _execute(task: _Task) -> None:
         "model": describe(config),
         "threshold": study.threshold(model),
     }
-    sidecar = quantize.save(checkpoint, model.cpu(), described)
+    sidecar = checkpoints.save(checkpoint, model.cpu(), described)
     written = study.model(experiment.name, task.seed)  # what is scored is what was written
     record = {
         **described,
@@ -383,7 +383,12 @@ def _execute(task: _Task) -> None:
         "epochs": len(history),
         "recipe": describe(experiment),
         "data": _data(study),
-        "cost": {**cost.cost(config), **quantize.sizes(written), "checkpoint_bytes": sidecar["checkpoint_bytes"]},
+        "cost": {
+            **cost.cost(config),
+            **checkpoints.sizes(written),
+            "checkpoint_bytes": sidecar["checkpoint_bytes"],
+            "compact_bytes": sidecar["compact_bytes"],
+        },
         "metrics": _measure(study, written),
         "history": {key: [row[key] for row in history] for key in (history[0] if history else {}) if key != "wall_s"},
         "checkpoint": {"file": checkpoint.name, "sha256": sidecar["sha256"]},

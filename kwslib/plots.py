@@ -32,13 +32,24 @@ COLOURS = {
     "int8": "#3a8f5c",
     "weight-int8": "#7b4ea3",
     "weight-int4": "#b0568a",
+    "weight-int8-act8": "#7b4ea3",
+    "weight-int4-act8": "#b0568a",
 }
-MARKERS = {"float32": "o", "float16": "s", "int8": "D", "weight-int8": "^", "weight-int4": "v"}
+MARKERS = {
+    "float32": "o",
+    "float16": "s",
+    "int8": "D",
+    "weight-int8": "^",
+    "weight-int4": "v",
+    "weight-int8-act8": ">",
+    "weight-int4-act8": "<",
+}
 MOST_LABELS = 20  # points of a plot that all get their names; of more, only the front
 COST_LABELS = {
     "macs_per_clip": ("MACs per 1-s clip", 1.0),
     "state_dict_bytes": ("size of torch.save(state_dict), kB", 1e-3),
     "weights_bytes": ("weights alone, kB", 1e-3),
+    "compact_bytes": ("size of the compact file, kB", 1e-3),
 }
 
 
@@ -68,7 +79,7 @@ def metric_cost(summary: pd.DataFrame, cost: str, bar: float) -> Figure:
 
     Args:
         summary: of ``kwslib.records.summary``.
-        cost: ``macs_per_clip``, ``state_dict_bytes`` or ``weights_bytes``.
+        cost: a key of ``COST_LABELS``.
         bar: AU-FA-FR of the reports to stay below; drawn as a line, as is 1.1 x our baseline.
     """
     label, scale = COST_LABELS[cost]
@@ -196,6 +207,45 @@ def gains(summary: pd.DataFrame) -> Figure:
     ax.set_yticks(y, [f"{name}\nagainst {row.control}" for name, row in rows.iterrows()], fontsize=8)
     ax.set(xlabel="AU-FA-FR of the control minus its own; right of 0 is better", ylim=(-0.6, len(rows) - 0.4))
     ax.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
+    return figure
+
+
+def pruning(curves: dict[str, pd.DataFrame], bar: float) -> Figure:
+    """AU-FA-FR against the share of units that was cut: how much goes for nothing, and what tuning brings back.
+
+    Args:
+        curves: way of pruning -> summary rows (``au_fa_fr, seed_low, seed_high``), indexed by share, 0 to 1.
+        bar: of the reports, drawn as a line.
+    """
+    figure, ((ax,),) = _figure()
+    for i, (name, rows) in enumerate(curves.items()):
+        low, middle, high = (
+            rows[column].astype(float).clip(lower=1e-7) for column in ("seed_low", "au_fa_fr", "seed_high")
+        )
+        ax.plot(100 * rows.index, middle, marker="o", ms=4, lw=1.5, color=f"C{i}", label=name)
+        ax.fill_between(100 * rows.index, low, high, color=f"C{i}", alpha=0.15, lw=0)
+    ax.axhline(bar, color="#b03030", ls="--", lw=1, label=f"the reports' bar, {bar:.1e}")
+    ax.set(yscale="log", xlabel="units and channels cut, %", ylabel="test AU-FA-FR, lower is better")
+    ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def latency(table: pd.DataFrame) -> Figure:
+    """Milliseconds of each runtime and precision, one panel per model and unit; whiskers are quartiles.
+
+    Args:
+        table: of ``kwslib.export.latency_ms``.
+    """
+    panels = list(table.groupby(level=["model", "unit"], sort=False))
+    figure, axes = _figure(1, len(panels), size=(3.0 * len(panels), 2.8), sharey=True)
+    for ax, ((model, unit), rows) in zip(axes[0], panels, strict=True):
+        rows = rows.iloc[::-1]
+        names = [f"{runtime}, {precision}" for _, _, runtime, precision in rows.index]
+        spread = [rows["median"] - rows["q25"], rows["q75"] - rows["median"]]
+        colours = [COLOURS[precision] for *_, precision in rows.index]
+        ax.barh(names, rows["median"], xerr=spread, color=colours, ecolor="0.3", capsize=2)
+        ax.set_title(f"{model}, one {unit}", fontsize=9)
+        ax.set_xlabel("ms, one thread")
     return figure
 
 

@@ -1,48 +1,54 @@
-"""Fewer bits: half precision, dynamic int8, and checkpoints of every precision.
-
-A checkpoint names its weights as the float model does; an int8 one holds integer tensors with
-their scales under the same names. All are plain tensors: nothing is ever unpickled as code.
-"""
+"""Fewer bits: half precision, dynamic int8, whole-number weights of 8 or 4 bits, and tuning for them."""
 
 import copy
-import hashlib
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.ao.nn.quantized import dynamic
 
-from kwslib import paths
-from kwslib.architectures import build, config_of
-from kwslib.models import CheckpointError, on_grid, read_sidecar, read_tensors, round_weights, tensors_file
-from kwslib.train import Training
+from kwslib.config import FeatureConfig
+from kwslib.features import SILENCE, n_frames
+from kwslib.metrics import au_fa_fr
+from kwslib.models import CRNN, on_grid, round_weights
+from kwslib.train import Training, score
 
-SIDECAR_SCHEMA = 1
 INT8 = (dynamic.GRU, dynamic.LSTM, dynamic.Linear)
 
 
 class PrecisionError(ValueError):
-    """The model cannot be held in the wanted precision; the message says which weight breaks."""
+    """The model cannot be held in the wanted precision; the message says what breaks."""
 
 
 @dataclass(frozen=True)
 class Half:
-    """Cast to float16, weights and arithmetic, as in reports A, D and E.
+    """Cast to float16, weights and arithmetic, as in reports A, D and E; runs on CPU and GPU.
 
     Raises:
-        PrecisionError: a weight is not finite or exceeds what float16 can hold (65,504).
+        PrecisionError: a weight is not finite or exceeds what float16 can hold (65,504), or the logits of
+            a silent or of the loudest possible clip do.
     """
 
     precision = "float16"
 
+    @torch.no_grad()
     def __call__(self, model: nn.Module) -> nn.Module:
         for name, weight in model.state_dict().items():
             if not torch.isfinite(weight.half()).all():
                 raise PrecisionError(f"{name} does not fit into float16: its largest value is {weight.abs().max()}")
-        return model.half().eval()
+        model = model.half().eval()
+        clip = torch.ones(1, model.config.n_mels, n_frames(FeatureConfig())).to(next(model.parameters()))
+        for loudness, log_energy in (("a silent", SILENCE), ("the loudest possible", -SILENCE)):
+            if not torch.isfinite(model(clip * log_energy)).all():
+                raise PrecisionError(
+                    f"the logits of {loudness} clip do not fit into float16: keep the model in float32"
+                )
+        return model
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,35 @@ class DynamicInt8:
             )
 
 
+def round_inputs(model: CRNN) -> CRNN:
+    """Let every layer read 8-bit numbers, in place: a scale for each frame, step or vector, as integer kernels do.
+
+    Scales are taken from the values themselves, so chunks of a stream and clips of a batch do not touch one another.
+
+    Raises:
+        ValueError: not a CRNN.
+    """
+    if not isinstance(model, CRNN):
+        raise ValueError(f"only a CRNN can round its activations, not a {type(model).__name__}")
+    if getattr(model, "activation_bits", 0):
+        return model
+    model.activation_bits = 8
+    for layer in (model.conv, model.gru, model.attention.energy, model.classifier):
+        vector = 2 if layer is model.conv else -1  # a frame of mel bins; a vector of features
+        layer.register_forward_pre_hook(lambda _, args, dim=vector: (to_8_bits(args[0], dim), *args[1:]))
+    return model
+
+
+def to_8_bits(x: Tensor, dim: int) -> Tensor:
+    """Values rounded to 255 equal steps around 0 along a dimension; gradients pass as if nothing happened.
+
+    >>> to_8_bits(torch.tensor([1.0, 0.3, -1.27]), dim=0).tolist()
+    [1.0, 0.30000001192092896, -1.2699999809265137]
+    """
+    scale = (x.detach().abs().amax(dim, keepdim=True) / 127).clamp_min(1e-12)
+    return x + ((x / scale).round() * scale - x).detach()
+
+
 @dataclass(frozen=True)
 class WeightInt:
     """Weights of every layer, convolution, GRU and RNN too, as whole numbers of 8 or 4 bits with a scale per row.
@@ -70,11 +105,16 @@ class WeightInt:
     The file holds them packed, scales and biases in float16; the model computes in float32 with the rounded
     weights: smaller, not faster.
 
+    Attributes:
+        bits: 8 or 4.
+        activations: what the layers read is rounded to 8 bits too, as on hardware without float32.
+
     Raises:
         ValueError: another number of bits.
     """
 
     bits: int = 8
+    activations: bool = False
 
     def __post_init__(self):
         if self.bits not in (4, 8):
@@ -83,11 +123,11 @@ class WeightInt:
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> nn.Module:
         model = round_weights(copy.deepcopy(model).float().cpu().eval(), self.bits)
-        for value in model.parameters():
+        for value in [*model.parameters(), *model.buffers()]:
             if value.dim() == 1:
                 value.copy_(value.half())
         model.weight_bits = self.bits
-        return model
+        return round_inputs(model) if self.activations else model
 
 
 @dataclass(frozen=True)
@@ -95,15 +135,18 @@ class QAT:
     """Quantization-aware tuning, then ``WeightInt``: the weights learn to live on the grid of so many bits.
 
     Attributes:
-        bits: 8 or 4.
+        bits, activations: as in ``WeightInt``.
         training: with the experiment's losses, teacher and augmentation.
     """
 
     bits: int = 8
-    training: Training = Training(epochs=10, learning_rate=1e-3)
+    training: Training = Training(epochs=10, learning_rate=3e-3)
+    activations: bool = False
 
     def __call__(self, model: nn.Module, tune: Callable) -> nn.Module:
-        last = WeightInt(self.bits)
+        last = WeightInt(self.bits, self.activations)
+        if self.activations:
+            round_inputs(model)
         tune(model, self.training, weight_bits=self.bits)
         return last(model)
 
@@ -114,134 +157,75 @@ PRECISIONS = {
     "int8": DynamicInt8(),
     "weight-int8": WeightInt(8),
     "weight-int4": WeightInt(4),
+    "weight-int8-act8": WeightInt(8, activations=True),
+    "weight-int4-act8": WeightInt(4, activations=True),
 }
 
 
 def precision_of(model: nn.Module) -> str:
     """One of ``PRECISIONS``."""
     if bits := getattr(model, "weight_bits", 0):
-        return f"weight-int{bits}"
+        return f"weight-int{bits}" + ("-act8" if getattr(model, "activation_bits", 0) else "")
     if any(isinstance(module, INT8) for module in model.modules()):
         return "int8"
     return str(next(model.parameters()).dtype).removeprefix("torch.")
 
 
-def tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The weights under the names of the float model; int8 ones are quantized tensors, ``WeightInt`` ones packed."""
-    state: dict[str, Tensor] = {}
-    for prefix, module in model.named_modules():
-        if isinstance(module, dynamic.GRU | dynamic.LSTM):
-            named = {**module.get_weight(), **module.get_bias()}
-        elif isinstance(module, dynamic.Linear):
-            named = {"weight": module.weight(), "bias": module.bias()}
-        else:
-            named = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
-        state |= {f"{prefix}.{name}": value.detach() for name, value in named.items()}
-    if bits := getattr(model, "weight_bits", 0):
-        return _packed(state, bits)
-    return state
+@torch.no_grad()
+def layer_errors(model: nn.Module, bits: int, logmels: np.ndarray, is_keyword: np.ndarray) -> pd.DataFrame:
+    """What rounding one layer's weights alone does, layer by layer: where precision breaks.
 
-
-def _packed(state: dict[str, Tensor], bits: int) -> dict[str, Tensor]:
-    """Weights as int8, or two to a byte, each with its ``.scale``; biases as float16."""
-    out: dict[str, Tensor] = {}
-    for name, value in state.items():
-        if value.dim() == 1:
-            out[name] = value.half()
-            continue
-        whole, scale = on_grid(value, bits)
-        if bits == 4:
-            pairs = nn.functional.pad(whole.flatten(), (0, whole.numel() % 2)).view(-1, 2).to(torch.uint8) & 15
-            whole = pairs[:, 0] | pairs[:, 1] << 4
-        out |= {name: whole, f"{name}.scale": scale.flatten().half()}
-    return out
-
-
-def _unpacked(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """What ``_packed`` packed, as float32 in the shapes of the model's parameters."""
-    out: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        value = state[name]
-        if parameter.dim() > 1:
-            if model.weight_bits == 4:
-                low, high = (value & 15).to(torch.int8), (value >> 4).to(torch.int8)
-                whole = torch.stack([low, high], dim=1).flatten()[: parameter.numel()]
-                value = torch.where(whole > 7, whole - 16, whole).view(parameter.shape)
-            value = value * state[f"{name}.scale"].float().reshape(-1, *[1] * (parameter.dim() - 1))
-        out[name] = value.float()
-    return out
-
-
-def sizes(model: nn.Module) -> dict[str, int]:
-    """Bytes of a model.
-
-    ``state_dict_bytes``: of ``torch.save(model.state_dict())``, the convention of the reports (of the packed
-    tensors for ``WeightInt``), half of it container for a small model. ``weights_bytes``: the weights alone,
-    an int8 tensor with the 4 bytes of its scale.
-    """
-    weights = tensors(model)
-    saved = weights if getattr(model, "weight_bits", 0) else model.state_dict()
-    return {
-        "state_dict_bytes": len(tensors_file(saved)),
-        "weights_bytes": sum(t.numel() * t.element_size() + (4 if t.is_quantized else 0) for t in weights.values()),
-    }
-
-
-def save(path: Path, model: nn.Module, sidecar: dict) -> dict:
-    """Write a checkpoint: tensors in ``path``, and beside it the JSON that rebuilds the model.
-
-    The ``.pt`` comes last and whole, so a checkpoint that exists can be used.
+    Args:
+        model: in float32.
+        logmels, is_keyword: clips (N, F, T) and (N,) to measure on; layer outputs on the first 256.
 
     Returns:
-        The sidecar as written: with ``schema, precision, checkpoint_bytes, sha256`` added.
+        A row per layer, one for all together: ``weights, weights_sqnr_db, output_sqnr_db`` (signal to
+        rounding noise, of its weights and of what it puts out, 6 dB for each bit), ``au_fa_fr, change``.
     """
-    content = tensors_file(tensors(model))
-    sidecar = {
-        **sidecar,
-        "schema": SIDECAR_SCHEMA,
-        "precision": precision_of(model),
-        "checkpoint_bytes": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-    }
-    paths.write_json(path.with_suffix(".json"), sidecar)
-    paths.write_atomically(path, content)
-    return sidecar
+
+    def layer_of(name: str) -> str:
+        number = re.search(r"_l(\d+)$", name)
+        return name.split(".")[0] + (f" layer {number[1]}" if number else "")
+
+    weights = {name: value for name, value in model.named_parameters() if value.dim() > 1}
+    layers = list(dict.fromkeys(map(layer_of, weights)))
+    some = torch.from_numpy(np.array(logmels[:256])).float()
+    before = au_fa_fr(score(model, logmels), is_keyword)
+    rows = {}
+    for layer in [*layers, "all"]:
+        rounded, own = copy.deepcopy(model), [n for n in weights if layer in ("all", layer_of(n))]
+        for name in own:
+            whole, scale = on_grid(weights[name], bits)
+            rounded.get_parameter(name).copy_(whole * scale)
+        part = layer.split()[0]
+        exact, noisy = (_output_of(net, "" if layer == "all" else part, some) for net in (model, rounded))
+        area = au_fa_fr(score(rounded, logmels), is_keyword)
+        rows[layer] = {
+            "weights": sum(weights[name].numel() for name in own),
+            "weights_sqnr_db": sqnr_db(
+                *(torch.cat([net.get_parameter(n).flatten() for n in own]) for net in (model, rounded))
+            ),
+            "output_sqnr_db": sqnr_db(exact, noisy),
+            "au_fa_fr": area,
+            "change": area - before,
+        }
+    return pd.DataFrame(rows).T.astype({"weights": int})
 
 
-def load(path: Path) -> tuple[nn.Module, dict]:
-    """The model of a checkpoint in its own precision, in eval mode, and its sidecar.
+def _output_of(model: nn.Module, part: str, x: Tensor) -> Tensor:
+    """What a part of the model puts out when the whole one reads x."""
+    caught = []
+    hook = model.get_submodule(part).register_forward_hook(lambda _, __, out: caught.append(out))
+    model(x)
+    hook.remove()
+    return caught[0][0] if isinstance(caught[0], tuple) else caught[0]
 
-    Raises:
-        CheckpointError: missing, damaged, foreign, changed after it was written, or of another schema.
+
+def sqnr_db(exact: Tensor, noisy: Tensor) -> float:
+    """Signal to quantization noise ratio in dB.
+
+    >>> round(sqnr_db(torch.tensor([1.0, 1.0]), torch.tensor([1.1, 0.9])), 2)
+    20.0
     """
-    path = Path(path)
-    state = read_tensors(path)
-    sidecar = read_sidecar(path)
-    if sidecar.get("sha256") != hashlib.sha256(path.read_bytes()).hexdigest():
-        raise CheckpointError(f"{path} and {path.with_suffix('.json').name} do not belong together: train it again")
-    if sidecar.get("schema") != SIDECAR_SCHEMA:
-        raise CheckpointError(f"{path} has schema {sidecar.get('schema')}, this version reads {SIDECAR_SCHEMA}")
-    try:
-        model = build(config_of(sidecar["model"])).eval()
-        convert = PRECISIONS[sidecar["precision"]]
-        model = convert(model) if convert else model
-        if set(state) != set(tensors(model)):
-            raise KeyError(f"its weights are {', '.join(sorted(set(state) ^ set(tensors(model))))} off")
-        _fill(model, _unpacked(state, model) if hasattr(model, "weight_bits") else state)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{path} does not fit its description: {error}") from None
-    return model, sidecar
-
-
-def _fill(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put saved tensors into a freshly built model of the same precision."""
-    for prefix, module in model.named_modules():
-        own = {name.removeprefix(f"{prefix}."): t for name, t in state.items() if name.rpartition(".")[0] == prefix}
-        if isinstance(module, INT8):  # torch keeps the float biases of quantized layers as parameters
-            own = {name: t if t.is_quantized else nn.Parameter(t) for name, t in own.items()}
-        if isinstance(module, dynamic.GRU | dynamic.LSTM):
-            module.set_weight_bias(own)
-        elif isinstance(module, dynamic.Linear):
-            module.set_weight_bias(own["weight"], own["bias"])
-        elif own:
-            module.load_state_dict(own)
+    return float(10 * torch.log10(exact.square().sum() / (exact - noisy).square().sum()))

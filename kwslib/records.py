@@ -92,6 +92,7 @@ def results(records: list[dict]) -> pd.DataFrame:
                 "macs_per_second": cost.get("macs_per_second", np.nan),
                 "state_dict_bytes": cost["state_dict_bytes"],
                 "weights_bytes": cost["weights_bytes"],
+                "compact_bytes": cost.get("compact_bytes", np.nan),
                 "precision": r["precision"],
                 "latency_ms_per_clip": _measured(r, "latency_ms_per_clip"),
                 "latency_ms_per_step": _measured(r, "latency_ms_per_step"),
@@ -133,6 +134,7 @@ def summary(records: list[dict], baseline: str = "baseline") -> pd.DataFrame:
 
     Columns: ``au_fa_fr, au_fa_fr_val, ci95_low, ci95_high, seed_low, seed_high, ratio`` (to the baseline's
     AU-FA-FR), ``speed_up, compression`` (baseline's MACs and state-dict bytes over these),
+    ``compact_compression`` (baseline's state-dict bytes over those of this one's compact file),
     ``control, gain, gain_low, gain_high`` (control's AU-FA-FR minus this one, positive is better,
     with the interval of that difference on the same resampled speakers and seeds), costs, ``seeds, note``.
     """
@@ -154,6 +156,7 @@ def summary(records: list[dict], baseline: str = "baseline") -> pd.DataFrame:
             "macs_per_clip": int(mean["macs_per_clip"]),
             "state_dict_bytes": int(mean["state_dict_bytes"]),
             "weights_bytes": int(mean["weights_bytes"]),
+            "compact_bytes": mean["compact_bytes"],
             "latency_ms_per_clip": runs["latency_ms_per_clip"].median(),
             "latency_ms_per_step": runs["latency_ms_per_step"].median(),
             "precision": record["precision"],
@@ -166,6 +169,7 @@ def summary(records: list[dict], baseline: str = "baseline") -> pd.DataFrame:
     for ratio, column in (("ratio", "au_fa_fr"), ("speed_up", "macs_per_clip"), ("compression", "state_dict_bytes")):
         of_base = base.get(column) or np.nan  # no baseline, or a perfect one: no ratio
         out[ratio] = (out[column] / of_base if ratio == "ratio" else of_base / out[column]).astype(float)
+    out["compact_compression"] = (out["compression"] * out["state_dict_bytes"] / out["compact_bytes"]).astype(float)
     out[["gain", "gain_low", "gain_high"]] = np.nan
     areas = table.pivot(index="seed", columns="experiment", values="au_fa_fr")
     for name, control in out["control"].items():

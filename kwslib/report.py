@@ -87,7 +87,8 @@ def display_table(summary: pd.DataFrame) -> pd.DataFrame:
             "speed-up ↑": times(row["speed_up"]),
             "size, kB ↓": f"{row['state_dict_bytes'] / 1e3:.1f}",
             "compression ↑": times(row["compression"]),
-            "weights, kB ↓": f"{row['weights_bytes'] / 1e3:.1f}",
+            "compact file, kB ↓": "–" if pd.isna(row["compact_bytes"]) else f"{row['compact_bytes'] / 1e3:.1f}",
+            "compression, compact ↑": times(row["compact_compression"]),
             "ms per clip": milliseconds(row["latency_ms_per_clip"]),
             "ms per step": milliseconds(row["latency_ms_per_step"]),
         }
@@ -98,12 +99,13 @@ def findings(summary: pd.DataFrame) -> dict[str, list[str]]:
     """What worked and what did not, as sentences that follow from the numbers alone.
 
     An experiment worked when it is below the reports' bar; of those, the ones that no other one beats in quality
-    and MACs get a sentence. A technique worked when its gain over the control is beyond the interval, or, for
-    fewer bits, when its loss is not.
+    and MACs get a sentence. A technique worked when its gain over the control is beyond the interval, or, where
+    it makes the model smaller than the control, when its loss is not.
     """
     said = summary.apply(verdict, axis=1)
     below = summary["au_fa_fr"] <= published.BAR
-    fewer_bits = summary["precision"] != "float32"
+    of_control = summary["control"].map(summary["weights_bytes"])
+    smaller = summary["weights_bytes"] < of_control
     front = records.pareto(summary, "macs_per_clip")
 
     def named(rows: pd.Series, start: str) -> list[str]:
@@ -118,9 +120,9 @@ def findings(summary: pd.DataFrame) -> dict[str, list[str]]:
         for name, row in summary[below & summary.index.isin(["baseline", *front])].iterrows()
     ]  # fmt: skip
     worked += named(said == "better", "Better than its control, beyond the interval")
-    worked += named(fewer_bits & (said == "no clear difference"), "Fewer bits without a clear loss")
+    worked += named(smaller & (said == "no clear difference"), "Smaller than its control without a clear loss")
     failed = named(said == "worse", "Worse than its control, beyond the interval")
-    failed += named(~fewer_bits & (said == "no clear difference"), "No clear difference from its control")
+    failed += named(~smaller & (said == "no clear difference"), "No clear difference from its control")
     above = [f"{name} ({area(row['au_fa_fr'])})" for name, row in summary[~below].iterrows()]
     if above:
         failed.append(f"Above the reports' bar of {area(published.BAR)}e-5 (AU-FA-FR ×1e5): {', '.join(above)}.")
@@ -164,6 +166,28 @@ def say_smallest(rows: pd.DataFrame) -> str:
         f"The fewest MACs below {bar} are those of {name}: {times(row['speed_up'])} fewer MACs and "
         f"{times(row['compression'])} fewer bytes than the baseline at an AU-FA-FR of {area(row['au_fa_fr'])}e-5 "
         f"(95 % interval {area(row['ci95_low'])} to {area(row['ci95_high'])}e-5){ratio}."
+    )
+
+
+def say_combination(summary: pd.DataFrame, speed_up: float = 10, compression: float = 60) -> str:
+    """One sentence to quote: the best model that is so much faster and smaller than the baseline.
+
+    Chosen on val. Bytes are those of its compact file against the baseline's torch file.
+    """
+    wanted = (
+        f"at least {speed_up:g} times fewer MACs and {compression:g} times fewer bytes than the baseline's torch file"
+    )
+    fitting = summary[(summary["speed_up"] >= speed_up) & (summary["compact_compression"] >= compression)]
+    if fitting.empty:
+        return f"No model has {wanted}."
+    name = fitting["au_fa_fr_val"].astype(float).idxmin()
+    row = summary.loc[name]
+    side = "below" if row["au_fa_fr"] <= published.BAR else "above"
+    return (
+        f"Of {len(fitting)} models with {wanted}, {name} is best on val: {times(row['speed_up'])} fewer MACs, "
+        f"{times(row['compact_compression'])} fewer bytes ({row['compact_bytes'] / 1e3:.1f} kB), test AU-FA-FR "
+        f"{area(row['au_fa_fr'])}e-5 (95 % interval {area(row['ci95_low'])} to {area(row['ci95_high'])}e-5), "
+        f"{side} the reports' bar of {area(published.BAR)}e-5, {row['ratio']:.2f} times that of the baseline."
     )
 
 
@@ -257,7 +281,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 README_COLUMNS = ["AU-FA-FR ×1e5 ↓", "95 % interval", "ratio to baseline ↓", "MACs per clip ↓", "speed-up ↑",
-                  "size, kB ↓", "compression ↑"]  # fmt: skip
+                  "size, kB ↓", "compression ↑", "compact file, kB ↓", "compression, compact ↑"]  # fmt: skip
 
 
 def readme_results(study: str, reference: Path) -> str:
@@ -271,10 +295,11 @@ def readme_results(study: str, reference: Path) -> str:
         f"`{study}`: keyword `{first['keyword']}`, test part of {metrics['n_keyword']} keyword clips and "
         f"{metrics['n_other']} others by {metrics['n_speakers']} speakers, mean of {int(summary.seeds.max())} seeds, "
         f"interval over {metrics.get('interval_over', 'speakers')} and seeds. "
-        f"Differences from the control beyond their interval: {', '.join(clear) or 'none'}. {say_smallest(summary)}"
+        f"Differences from the control beyond their interval: {', '.join(clear) or 'none'}. {say_smallest(summary)} "
+        f"{say_combination(summary)}"
     )
     shown = summary.index.isin(
-        ["baseline", *records.pareto(summary, "macs_per_clip"), *records.pareto(summary, "state_dict_bytes")]
+        ["baseline", *records.pareto(summary, "macs_per_clip"), *records.pareto(summary, "compact_bytes")]
     )
     front = "The baseline and the experiments that no other one beats in both quality and MACs, or quality and bytes:"
     return f"{sentences}\n\n{front}\n\n{markdown(display_table(summary[shown])[README_COLUMNS])}"

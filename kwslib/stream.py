@@ -87,13 +87,20 @@ class StreamingModel(nn.Module):
         columns, frames = self._take_columns(torch.cat([state.frames, new_frames], dim=2))
         hidden, outputs, energies, scores = state.hidden, state.outputs, state.energies, []
         for column in columns:  # one by one: dynamic int8 scales its input anew in each call
-            output, hidden = self.model.recur(column, hidden)
-            outputs = torch.cat([outputs, output], dim=1)[:, -self.window :]
-            energies = torch.cat([energies, self.model.attention.energy(output)[..., 0]], dim=1)[:, -self.window :]
-            context = (energies.softmax(-1).unsqueeze(-1) * outputs).sum(1)
-            scores.append(keyword_score(self.model.classifier(context)))
+            score, hidden, outputs, energies = self.advance(column, hidden, outputs, energies)
+            scores.append(score)
         stacked = torch.stack(scores, dim=1) if scores else torch.zeros(len(samples), 0)
         return stacked, State(audio, frames, hidden, outputs, energies)
+
+    def advance(
+        self, column: Tensor, hidden: Tensor, outputs: Tensor, energies: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """One step from a convolution column (B, 1, C * bins) on: score (B,) and the new parts of the state."""
+        output, hidden = self.model.recur(column, hidden)
+        outputs = torch.cat([outputs, output], dim=1)[:, -self.window :]
+        energies = torch.cat([energies, self.model.attention.energy(output)[..., 0]], dim=1)[:, -self.window :]
+        context = (energies.softmax(-1).unsqueeze(-1) * outputs).sum(1)
+        return keyword_score(self.model.classifier(context)), hidden, outputs, energies
 
     def _take_frames(self, audio: Tensor) -> tuple[Tensor, Tensor]:
         """Split audio into what must be kept and the log-mel frames that are complete."""

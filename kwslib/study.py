@@ -10,7 +10,7 @@ import pandas as pd
 from IPython.display import Markdown
 from torch import nn
 
-from kwslib import augment, corpora, features, metrics, models, paths, quantize, records, report, splits, train
+from kwslib import augment, checkpoints, corpora, features, metrics, models, paths, records, report, splits, train
 from kwslib.augment import Augmentation
 from kwslib.config import PROFILES, SPLITS, FeatureConfig, Profile, SynthesisConfig, profile
 from kwslib.train import Training
@@ -84,7 +84,7 @@ class Study:
             ExperimentError: it was not trained yet, or its file is damaged.
         """
         try:
-            return quantize.load(self.checkpoint(experiment, seed))[0]
+            return checkpoints.load(self.checkpoint(experiment, seed))[0]
         except models.CheckpointError as error:
             raise ExperimentError(f"the model of {experiment!r}, seed {seed}, is not available: {error}") from None
 

@@ -140,6 +140,7 @@ def fit(
     teacher: nn.Module | None = None,
     trained: bool = False,
     weight_bits: int = 0,
+    penalty: Callable[[nn.Module], Tensor] | None = None,
     resume: Path | None = None,
     on_epoch: Callable[[dict], None] = lambda row: None,
     device: str = "cpu",
@@ -153,6 +154,7 @@ def fit(
         weight_bits: quantization-aware: forward and backward see weights of so many bits, and the rounded
             model is validated and kept; the optimizer moves the unrounded ones (straight-through, Bengio et al.
             2013, arXiv:1308.3432). 0 leaves the weights alone.
+        penalty: of the model's weights, added to the losses.
         resume: file that holds the whole state after each epoch; picked up when it exists.
         on_epoch: called with each row of the history as it is made.
 
@@ -173,7 +175,7 @@ def fit(
         raise ValueError(f"a {type(model).__name__} cannot absorb a normalization: train it with normalize=False")
     if teacher is not None:
         teacher = teacher.to(device).eval()
-    loop = _Loop(model.to(device), teacher, data, training, losses, augmentation, seed, device, weight_bits)
+    loop = _Loop(model.to(device), teacher, data, training, losses, augmentation, seed, device, weight_bits, penalty)
     if trained and training.normalize:  # it has absorbed these constants; now they come from outside again
         absorb_normalization(model, -loop.mean / loop.std, 1 / loop.std)
     history = loop.load(resume) if resume is not None else []
@@ -197,8 +199,10 @@ def fit(
 class _Loop:
     """The state that must survive an interruption, and what it works on."""
 
-    def __init__(self, model, teacher, data, training, losses, augmentation, seed: int, device: str, weight_bits=0):
-        self.weight_bits = weight_bits
+    def __init__(
+        self, model, teacher, data, training, losses, augmentation, seed: int, device: str, weight_bits=0, penalty=None
+    ):
+        self.weight_bits, self.penalty = weight_bits, penalty
         self.model, self.teacher, self.data, self.device = model, teacher, data, device
         self.training, self.losses, self.augmentation = training, losses, augmentation
         self.random = Generator().manual_seed(seed)
@@ -262,7 +266,7 @@ class _Loop:
         for i, term in enumerate(self.losses):
             name = _name(i, term)
             terms[name] = term(learnt, taught, labels, self.helpers[name] if name in self.helpers else None)
-        loss = sum(terms.values())
+        loss = sum(terms.values()) + (self.penalty(self.model) if self.penalty is not None else 0.0)
         if not torch.isfinite(loss):
             raise NotANumber(f"the loss became {loss.item()}: lower the learning rate or the loss weights")
         self.optimizer.zero_grad()

@@ -2,9 +2,9 @@ import torch
 
 from kwslib import cost
 from kwslib.architectures import BCResNetConfig, Ensemble, SeparableConfig, build, config_of
+from kwslib.checkpoints import load, save, tensors
 from kwslib.config import CRNNConfig, describe
 from kwslib.models import CRNN
-from kwslib.quantize import load, save, tensors
 
 
 def test_bc_resnet_1_has_its_published_size():

@@ -4,16 +4,17 @@ import json
 import numpy as np
 import pytest
 
-from kwslib import config, experiments, paths, quantize, records, report, stream, tracking, train
+from kwslib import checkpoints, config, experiments, paths, records, report, stream, tracking, train
 from kwslib.architectures import SeparableConfig
 from kwslib.augment import Augmentation
 from kwslib.config import CRNNConfig
 from kwslib.experiments import Experiment, run
 from kwslib.losses import Labels, SoftTargets
 from kwslib.prune import Prune
-from kwslib.quantize import DynamicInt8, Half
+from kwslib.quantize import QAT, DynamicInt8, Half
 from kwslib.study import ExperimentError, open_study
 from kwslib.train import Training
+from kwslib.verify import rescore
 
 TINY = CRNNConfig(cnn_out_channels=2, hidden_size=6, gru_num_layers=1)
 QUICK = Training(epochs=40, batch_size=16)  # the smoke profile makes 2 of them
@@ -169,6 +170,31 @@ def test_a_pruned_model_is_tuned_with_the_losses_and_the_teacher_of_its_experime
     assert not tracking.csv_path(study.name, "pruned", 0).exists()
 
 
+def test_a_chain_of_steps_is_what_its_files_say_in_fresh_processes(study):
+    """Pruned under a penalty, then tuned for 4-bit weights: torch file, compact file and record agree."""
+    small = Training(epochs=40, batch_size=16)  # the smoke profile makes 2 epochs of it
+    chain = Experiment(
+        "chain",
+        start="student",
+        after=(Prune(0.5, training=small, penalty=0.01), QAT(4, small)),
+        teacher="baseline",
+        losses=(Labels(0.4), SoftTargets(0.6, 4.0)),
+        control="student",
+    )
+    results = run(study, [BASELINE, STUDENT, chain])
+    assert stable(study, "chain")["precision"] == "weight-int4" and len(stable(study, "chain")["history"]["epoch"]) == 6
+    assert results["chain"].compact_bytes < results["chain"].state_dict_bytes / 3
+    again = rescore(study, ["chain", "student"])
+    assert again["equal"].all() and len(again) == 2 * 2 * 2  # experiments, seeds, files
+    cost = stable(study, "student")["cost"]
+    assert list(again["bytes"][:2]) == [cost["checkpoint_bytes"], cost["compact_bytes"]]
+    file = study.checkpoint("chain", 1).with_suffix(".kws")
+    other = study.checkpoint("student", 1).with_suffix(".kws")
+    file.write_bytes(other.read_bytes())
+    again = rescore(study, ["chain"])
+    assert list(again["equal"]) == [True, True, True, False]
+
+
 def test_a_control_must_be_there_and_train_as_long(study):
     longer = dataclasses.replace(STUDENT, training=dataclasses.replace(QUICK, epochs=80))
     with pytest.raises(ExperimentError, match="'student' trains for 80 epochs and its control 'baseline' for 40"):
@@ -221,7 +247,7 @@ def test_scores_of_test_clips_stand_against_the_threshold(study):
     scores = study.scores(["baseline", "student"])
     test = study.split.test
     assert list(scores.index) == list(study.corpus.clips["clip"].to_numpy()[test])
-    model, sidecar = quantize.load(study.checkpoint("baseline"))
+    model, sidecar = checkpoints.load(study.checkpoint("baseline"))
     assert np.allclose(scores["baseline"], train.score(model, study.logmels[test]) - sidecar["threshold"])
 
 

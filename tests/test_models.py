@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from kwslib import models, quantize
+from kwslib import checkpoints, models, quantize
 from kwslib.config import CRNNConfig, FeatureConfig, describe
 from kwslib.models import CRNN, CheckpointError
 from kwslib.quantize import DynamicInt8, Half, PrecisionError
@@ -17,7 +17,7 @@ TINY = CRNNConfig(cnn_out_channels=2, hidden_size=8, gru_num_layers=2, attention
 def saved(path, convert=lambda m: m):
     torch.manual_seed(0)
     model = convert(CRNN(TINY).eval())
-    quantize.save(path, model, {"model": describe(TINY), "features": describe(FeatureConfig())})
+    checkpoints.save(path, model, {"model": describe(TINY), "features": describe(FeatureConfig())})
     return model
 
 
@@ -71,10 +71,10 @@ def test_wrong_shapes_are_named():
 @pytest.mark.parametrize("convert", [lambda m: m, Half(), DynamicInt8()], ids=["float32", "float16", "int8"])
 def test_a_checkpoint_comes_back_as_it_was(tmp_path, convert):
     model = saved(tmp_path / "m.pt", convert)
-    loaded, sidecar = quantize.load(tmp_path / "m.pt")
+    loaded, sidecar = checkpoints.load(tmp_path / "m.pt")
     x = torch.randn(3, 40, 101).to(next(model.parameters()).dtype)
     assert torch.equal(model(x), loaded(x))
-    assert quantize.sizes(model) == quantize.sizes(loaded)
+    assert checkpoints.sizes(model) == checkpoints.sizes(loaded)
     assert sidecar["checkpoint_bytes"] == (tmp_path / "m.pt").stat().st_size
     assert quantize.precision_of(loaded) == sidecar["precision"]
     assert set(torch.load(tmp_path / "m.pt", weights_only=True)) == set(CRNN(TINY).state_dict())
@@ -86,8 +86,8 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path, convert):
 def test_int8_weights_are_the_float_weights_rounded_to_their_scale():
     torch.manual_seed(0)
     model = CRNN(TINY).eval()
-    integers = quantize.tensors(DynamicInt8()(model))
-    for name, weight in quantize.tensors(model).items():
+    integers = checkpoints.tensors(DynamicInt8()(model))
+    for name, weight in checkpoints.tensors(model).items():
         if integers[name].is_quantized:
             assert (integers[name].dequantize() - weight).abs().max() <= integers[name].q_scale() * 0.51
         else:
@@ -101,6 +101,14 @@ def test_half_refuses_what_float16_cannot_hold():
     model = CRNN(TINY)
     model.classifier.weight.data[0, 0] = 1e6
     with pytest.raises(PrecisionError, match="classifier.weight does not fit"):
+        Half()(model)
+
+
+def test_half_refuses_logits_that_float16_cannot_hold():
+    """All weights fit, but what they add up to over a loud clip does not."""
+    model = CRNN(TINY).eval()
+    model.conv[0].weight.data.fill_(60.0)  # 5 x 20 of them times 20.7
+    with pytest.raises(PrecisionError, match="the logits of a silent clip do not fit into float16"):
         Half()(model)
 
 
@@ -127,23 +135,23 @@ def test_a_foreign_file_gets_one_sentence_and_runs_nothing(tmp_path, content, me
         content = buffer.getvalue()
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=message):
-        quantize.load(path)
+        checkpoints.load(path)
 
 
 def test_missing_damaged_and_mixed_up_checkpoints_are_named(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint at"):
-        quantize.load(tmp_path / "none.pt")
+        checkpoints.load(tmp_path / "none.pt")
     saved(tmp_path / "a.pt")
     (tmp_path / "b.pt").write_bytes((tmp_path / "a.pt").read_bytes())
     with pytest.raises(CheckpointError, match="needs its description b.json"):
-        quantize.load(tmp_path / "b.pt")
+        checkpoints.load(tmp_path / "b.pt")
     saved(tmp_path / "c.pt", Half())
     (tmp_path / "c.json").write_bytes((tmp_path / "a.json").read_bytes())
     with pytest.raises(CheckpointError, match="do not belong together"):
-        quantize.load(tmp_path / "c.pt")
+        checkpoints.load(tmp_path / "c.pt")
     (tmp_path / "a.pt").write_bytes((tmp_path / "a.pt").read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="not a checkpoint"):
-        quantize.load(tmp_path / "a.pt")
+        checkpoints.load(tmp_path / "a.pt")
 
 
 def test_a_sidecar_of_another_kind_or_weights_that_are_missing_are_named(tmp_path):
@@ -153,14 +161,14 @@ def test_a_sidecar_of_another_kind_or_weights_that_are_missing_are_named(tmp_pat
     for content, message in (("[]", "does not describe"), (json.dumps(sidecar | {"schema": 99}), "schema 99")):
         path.with_suffix(".json").write_text(content)
         with pytest.raises(CheckpointError, match=message):
-            quantize.load(path)
+            checkpoints.load(path)
     state = torch.load(path, weights_only=True)
     del state["classifier.bias"]
     torch.save(state, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     path.with_suffix(".json").write_text(json.dumps(sidecar | {"sha256": digest}))
     with pytest.raises(CheckpointError, match="does not fit its description.*classifier.bias"):
-        quantize.load(path)
+        checkpoints.load(path)
 
 
 def test_keyword_score_ranks_where_softmax_saturates():

@@ -6,7 +6,7 @@ import torch
 from kwslib import cost, published
 from kwslib.config import CELLS, CRNNConfig
 from kwslib.models import CRNN
-from kwslib.prune import CRITERIA, Prune, cut
+from kwslib.prune import CRITERIA, Prune, cut, group_norm, unit_weights
 from kwslib.train import Training
 
 X = torch.randn(5, 40, 101, generator=torch.Generator().manual_seed(0)) * 4 - 8
@@ -88,3 +88,58 @@ def test_requests_that_make_no_sense_are_refused():
         Prune(0.1, rounds=0)
     with pytest.raises(ValueError, match="leaves nothing"):
         Prune(0.9)(CRNN(CRNNConfig(2, hidden_size=3)))
+    with pytest.raises(ValueError, match="needs a training"):
+        Prune(0.1, penalty=0.1)
+
+
+def test_what_belongs_to_a_unit_is_all_there_is():
+    """Every weight is in some unit's row: those between two units in both."""
+    model = CRNN(CRNNConfig(4, hidden_size=8, gru_num_layers=2, attention_size=5))
+    rows = unit_weights(model)
+    assert {name: len(row) for name, row in rows.items()} == {"hidden 0": 8, "hidden 1": 8, "inner": 5, "channels": 4}
+    touched = torch.autograd.grad(group_norm(model, 1.0), list(model.parameters()), allow_unused=True)
+    untouched = [n for (n, _), g in zip(model.named_parameters(), touched, strict=True) if g is None]
+    assert untouched == ["conv.0.bias", "attention.energy.2.bias", "classifier.bias"]
+
+
+def test_the_group_norm_by_plain_loops():
+    model = CRNN(CRNNConfig(2, hidden_size=3, gru_num_layers=1, attention_size=0))
+    state = {name: value.tolist() for name, value in model.state_dict().items()}
+    total = 0.0
+    for unit in range(3):
+        own = [state["attention.energy.weight"][0][unit]] + [row[unit] for row in state["classifier.weight"]]
+        own += [row[unit] for row in state["gru.weight_hh_l0"]]
+        for gate in range(3):
+            row = gate * 3 + unit
+            own += state["gru.weight_ih_l0"][row] + state["gru.weight_hh_l0"][row]
+            own += [state["gru.bias_ih_l0"][row], state["gru.bias_hh_l0"][row]]
+        total += sum(value**2 for value in own) ** 0.5
+    bins = model.config.conv_bins
+    for channel in range(2):
+        own = [value for row in state["conv.0.weight"][channel][0] for value in row]
+        own += [value for row in state["gru.weight_ih_l0"] for value in row[channel * bins : (channel + 1) * bins]]
+        total += sum(value**2 for value in own) ** 0.5
+    assert group_norm(model, 0.5).item() == pytest.approx(0.5 * total, rel=1e-5)
+
+
+def test_regularise_then_cut_tunes_under_the_penalty_first():
+    calls = []
+    training = Training(epochs=1)
+    step = Prune(0.5, training=training, penalty=0.1)
+    step(CRNN(CRNNConfig(2, hidden_size=8)), lambda model, how, **o: calls.append((model.config.hidden_size, *o)))
+    assert calls == [(8, "penalty"), (4,)]
+
+
+def test_the_penalty_empties_units():
+    """Plain gradient steps on the penalty alone: the weakest units end far below the strongest."""
+    torch.manual_seed(0)
+    model = CRNN(CRNNConfig(2, hidden_size=8, gru_num_layers=1))
+    before = unit_weights(model)["hidden 0"].norm(dim=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for _ in range(20):
+        optimizer.zero_grad()
+        group_norm(model, 1.0).backward()
+        optimizer.step()
+    after = unit_weights(model)["hidden 0"].norm(dim=1)
+    assert (after < before).all()
+    assert (after.min() / after.max()) < (before.min() / before.max())

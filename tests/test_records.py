@@ -89,7 +89,7 @@ def test_what_lost_is_said_to_have_lost():
     assert "Above the reports' bar of 5.50e-5 (AU-FA-FR ×1e5): worse (9.00)." in said["failed"]
     assert any(s.startswith("baseline: AU-FA-FR 1.00e-5, below") for s in said["worked"])
     assert "Worse than its control, beyond the interval (gain ×1e5): worse (-8.00)." in said["failed"]
-    assert "Fewer bits without a clear loss (gain ×1e5): same-fp16 (0.00)." in said["worked"]
+    assert "Smaller than its control without a clear loss (gain ×1e5): same-fp16 (0.00)." in said["worked"]
 
 
 def test_sentences_to_quote():

@@ -18,17 +18,18 @@ APPENDICES = [ROOT / "notebooks" / "appendix" / f"{name}.ipynb" for name in repo
 ROOMS = {
     0: "paths config records tracking synthesis plots report published",
     1: "speech_commands corpora splits features augment models architectures losses metrics cost",
-    2: "train quantize prune",
-    3: "stream",
-    4: "study experiments sweep",
+    2: "train quantize checkpoints prune",
+    3: "stream export",
+    4: "study verify experiments sweep",
     5: "cli",
 }
 FLOOR = {room: floor for floor, rooms in ROOMS.items() for room in rooms.split()}
 # Inside a floor some rooms build on others; from left to right.
 ORDER = (
     "paths config published records synthesis tracking plots report "
-    "speech_commands corpora splits features models architectures metrics augment losses cost train quantize prune "
-    "study experiments sweep"
+    "speech_commands corpora splits features models architectures metrics augment losses cost "
+    "train quantize checkpoints prune "
+    "stream export study verify experiments sweep"
 )
 
 

@@ -10,7 +10,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from kwslib import paths, quantize, report
+from kwslib import checkpoints, paths, report
 
 pytestmark = pytest.mark.slow
 STUDY = "synthetic-sheila-speaker"
@@ -52,9 +52,9 @@ def test_every_checkpoint_loads_and_is_what_its_record_says(reproduced):
     home, _ = reproduced
     for file in (home / "reports" / STUDY / "records").glob("*.json"):
         record = json.loads(file.read_text())
-        model, sidecar = quantize.load(home / "checkpoints" / STUDY / record["checkpoint"]["file"])
+        model, sidecar = checkpoints.load(home / "checkpoints" / STUDY / record["checkpoint"]["file"])
         assert sidecar["sha256"] == record["checkpoint"]["sha256"]
-        assert quantize.sizes(model).items() <= record["cost"].items()
+        assert checkpoints.sizes(model).items() <= record["cost"].items()
 
 
 def test_running_it_again_only_redraws(reproduced):

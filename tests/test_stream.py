@@ -8,13 +8,22 @@ from kwslib import corpora, stream
 from kwslib.config import CRNNConfig
 from kwslib.features import LogMel
 from kwslib.models import CRNN, keyword_score
-from kwslib.quantize import DynamicInt8, Half
+from kwslib.prune import Prune
+from kwslib.quantize import PRECISIONS, WeightInt
 from kwslib.stream import StreamingModel
 
 # Logits of these nets are of the order of 1. float16 has 11 bits, so its sums agree to about 1e-3;
 # dynamic int8 rounds each activation to 1/255 of its range, where a last-bit change can flip a step.
-TOLERANCE = {"float32": 1e-5, "float16": 5e-3, "int8": 2e-2}
-CONVERT = {"float32": lambda m: m, "float16": Half(), "int8": DynamicInt8()}
+TOLERANCE = {
+    "float32": 1e-5,
+    "float16": 5e-3,
+    "int8": 2e-2,
+    "weight-int8": 1e-5,  # rounded weights, exact arithmetic
+    "weight-int4": 1e-5,
+    "weight-int8-act8": 2e-2,
+    "weight-int4-act8": 2e-2,
+}
+CONVERT = {precision: convert or (lambda m: m) for precision, convert in PRECISIONS.items()}
 AUDIO = torch.randn(1, 48_000, generator=torch.Generator().manual_seed(5)) * 0.1
 
 
@@ -73,6 +82,17 @@ def test_stream_equals_the_clip_model_on_the_whole_prefix(precision, sizes):
     prefixes = [model(front_end(AUDIO[:, : round(t * 16_000)]).to(streaming.dtype)) for t in times]
     offline = torch.cat([keyword_score(p) for p in prefixes])
     assert (offline - scores[0]).abs().max() <= TOLERANCE[precision]
+
+
+@torch.no_grad()
+def test_a_chain_of_steps_streams_too():
+    """Pruned, then in whole numbers: the stream equals the clip model on the whole prefix."""
+    model = WeightInt(4)(Prune(0.5, 0.5)(net()))
+    streaming = StreamingModel(model, max_window_length=1000)
+    scores, _ = feed(streaming, AUDIO, [5_000, 5_001, 30_000])
+    times, front_end = streaming.step_times_s(0, scores.shape[1]), LogMel()
+    offline = torch.cat([keyword_score(model(front_end(AUDIO[:, : round(t * 16_000)]))) for t in times])
+    assert (offline - scores[0]).abs().max() <= 1e-5
 
 
 def test_attention_sees_its_window_and_no_more():

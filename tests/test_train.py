@@ -7,11 +7,11 @@ import torch
 from kwslib import models, train
 from kwslib.architectures import BCResNet, Ensemble, SeparableNet
 from kwslib.augment import Augmentation
+from kwslib.checkpoints import tensors
 from kwslib.config import CRNNConfig
 from kwslib.losses import Labels, LayerwiseMSE, SoftTargets
 from kwslib.metrics import au_fa_fr
 from kwslib.models import CRNN
-from kwslib.quantize import tensors
 from kwslib.train import Data, NotANumber, Training, fit
 
 TINY = CRNNConfig(cnn_out_channels=2, hidden_size=8, gru_num_layers=2)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from kwslib import quantize, stream, train
+from kwslib import checkpoints, quantize, stream, train
+from kwslib.architectures import SeparableConfig, build
 from kwslib.augment import Augmentation
 from kwslib.config import CELLS, CRNNConfig, describe
 from kwslib.losses import Labels
@@ -46,11 +47,11 @@ def test_rounding_twice_is_rounding_once(bits):
 @pytest.mark.parametrize("separable", [False, True])
 def test_the_file_gives_back_the_same_model_and_is_as_small_as_it_says(tmp_path, cell, bits, separable):
     model = WeightInt(bits)(net(cell, separable=separable))
-    sidecar = quantize.save(tmp_path / "m.pt", model, {"model": describe(model.config), "features": {}})
-    again, _ = quantize.load(tmp_path / "m.pt")
+    sidecar = checkpoints.save(tmp_path / "m.pt", model, {"model": describe(model.config), "features": {}})
+    again, _ = checkpoints.load(tmp_path / "m.pt")
     assert sidecar["precision"] == f"weight-int{bits}" == quantize.precision_of(again)
     assert torch.equal(again(X), model(X))
-    size = quantize.sizes(again)
+    size = checkpoints.sizes(again)
     assert size["state_dict_bytes"] == (tmp_path / "m.pt").stat().st_size == sidecar["checkpoint_bytes"]
     matrices = [p for p in model.parameters() if p.dim() > 1]
     packed = sum(-(-p.numel() * bits // 8) + 2 * len(p) for p in matrices)
@@ -103,3 +104,57 @@ def test_tuning_on_the_grid_beats_rounding_and_keeps_what_it_validated():
 def test_other_numbers_of_bits_are_refused():
     with pytest.raises(ValueError, match="8 or 4 bits, not 3"):
         WeightInt(3)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rounded_activations_by_plain_loops(bits):
+    """The GRU's input of a clip, rounded step by step: every step has a scale of its own."""
+    seen = {}
+    model = WeightInt(bits, activations=True)(net())
+    model.gru.register_forward_pre_hook(lambda _, args: seen.update(rounded=args[0]))
+    with torch.no_grad():
+        logmel = X[:1]
+        frames = torch.stack([rounded_by_hand(logmel[0, :, t]) for t in range(101)], dim=1)[None]
+        expected = model.conv[1:](nn_conv(model, frames)).transpose(1, 2)
+        model(logmel)
+    for step in range(expected.shape[1]):
+        torch.testing.assert_close(seen["rounded"][0, step], rounded_by_hand(expected[0, step]), atol=1e-4, rtol=0)
+
+
+def nn_conv(model, frames):
+    convolution = model.conv[0]
+    return torch.conv2d(frames[:, None], convolution.weight, convolution.bias, convolution.stride)
+
+
+def rounded_by_hand(vector):
+    scale = float(vector.abs().max()) / 127
+    return torch.tensor([round(value / scale) * scale for value in vector.tolist()])
+
+
+def test_a_clip_does_not_depend_on_its_batch():
+    model = WeightInt(8, activations=True)(net())
+    torch.testing.assert_close(model(X)[2:3], model(X[2:3]), atol=1e-6, rtol=0)
+
+
+def test_rounded_activations_are_for_a_crnn():
+    with pytest.raises(ValueError, match="only a CRNN can round its activations, not a SeparableNet"):
+        WeightInt(8, activations=True)(build(SeparableConfig()))
+
+
+def test_layer_errors_add_up_and_eight_bits_are_25_db_better():
+    """Noise falls with the step: 127 steps instead of 7 are 20 log10(127 / 7) = 25.2 dB, for layers of many weights."""
+    model = net()
+    logmels, is_keyword = X.numpy(), np.array([1, 0, 1, 0, 0, 1], bool)
+    eight, four = (quantize.layer_errors(model, bits, logmels, is_keyword) for bits in (8, 4))
+    assert list(four.index) == ["conv", "gru layer 0", "gru layer 1", "attention", "classifier", "all"]
+    assert four.loc["all", "weights"] == four["weights"][:-1].sum()
+    assert four["weights"].sum() == 2 * sum(p.numel() for p in model.parameters() if p.dim() > 1)
+    many = four["weights"] > 100
+    assert many.sum() == 4
+    assert (eight["weights_sqnr_db"] - four["weights_sqnr_db"])[many].between(23.7, 26.7).all()
+    assert (eight["output_sqnr_db"] > four["output_sqnr_db"] + 12).all()
+    rounded = WeightInt(4)(model)
+    with torch.no_grad():
+        assert four.loc["all", "output_sqnr_db"] == pytest.approx(quantize.sqnr_db(model(X), rounded(X)), abs=0.5)
+    before = train.score(model, logmels)
+    assert np.array_equal(before, train.score(net(), logmels))  # the model itself is left alone

@@ -1,0 +1,244 @@
+"""The files a model is kept in, of every precision: a torch file with its JSON, and one compact file.
+
+Both name or order the weights as the float model does, and hold plain tensors: nothing is ever
+unpickled as code.
+"""
+
+import dataclasses
+import hashlib
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.ao.nn.quantized import dynamic
+
+from kwslib import paths
+from kwslib.architectures import Config, build, config_of
+from kwslib.config import FeatureConfig, describe
+from kwslib.models import CheckpointError, on_grid, read_sidecar, read_tensors, tensors_file
+from kwslib.quantize import INT8, PRECISIONS, precision_of
+
+SIDECAR_SCHEMA = 1
+COMPACT = b"KWS1"  # what a compact file begins with
+COMPACT_SUFFIX = ".kws"
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The weights under the names of the float model; int8 ones are quantized tensors, ``WeightInt`` ones packed."""
+    state: dict[str, Tensor] = {}
+    for prefix, module in model.named_modules():
+        if isinstance(module, dynamic.GRU | dynamic.LSTM):
+            named = {**module.get_weight(), **module.get_bias()}
+        elif isinstance(module, dynamic.Linear):
+            named = {"weight": module.weight(), "bias": module.bias()}
+        else:
+            named = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+        state |= {f"{prefix}.{name}": value.detach() for name, value in named.items()}
+    if bits := getattr(model, "weight_bits", 0):
+        return _packed(state, bits)
+    return state
+
+
+def _packed(state: dict[str, Tensor], bits: int) -> dict[str, Tensor]:
+    """Weights as int8, or two to a byte, each with its ``.scale``; biases as float16."""
+    out: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if value.dim() < 2:
+            if value.is_floating_point():  # not the counter of a normalisation layer
+                out[name] = value.half()
+            continue
+        whole, scale = on_grid(value, bits)
+        if bits == 4:
+            pairs = nn.functional.pad(whole.flatten(), (0, whole.numel() % 2)).view(-1, 2).to(torch.uint8) & 15
+            whole = pairs[:, 0] | pairs[:, 1] << 4
+        out |= {name: whole, f"{name}.scale": scale.flatten().half()}
+    return out
+
+
+def _unpacked(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """What ``_packed`` packed, as float32 in the shapes of the model's state."""
+    out: dict[str, Tensor] = {}
+    for name, target in model.state_dict().items():
+        value = state.get(name, target)
+        if target.dim() > 1:
+            if model.weight_bits == 4:
+                low, high = (value & 15).to(torch.int8), (value >> 4).to(torch.int8)
+                whole = torch.stack([low, high], dim=1).flatten()[: target.numel()]
+                value = torch.where(whole > 7, whole - 16, whole).view(target.shape)
+            value = value * state[f"{name}.scale"].float().reshape(-1, *[1] * (target.dim() - 1))
+        out[name] = value.to(target.dtype)
+    return out
+
+
+def sizes(model: nn.Module) -> dict[str, int]:
+    """Bytes of a model.
+
+    ``state_dict_bytes``: of ``torch.save(model.state_dict())``, the convention of the reports (of the packed
+    tensors for ``WeightInt``), half of it container for a small model. ``weights_bytes``: the weights alone,
+    an int8 tensor with the 4 bytes of its scale.
+    """
+    weights = tensors(model)
+    saved = weights if getattr(model, "weight_bits", 0) else model.state_dict()
+    return {
+        "state_dict_bytes": len(tensors_file(saved)),
+        "weights_bytes": sum(t.numel() * t.element_size() + (4 if t.is_quantized else 0) for t in weights.values()),
+    }
+
+
+def save(path: Path, model: nn.Module, sidecar: dict) -> dict:
+    """Write a checkpoint: tensors in ``path``; beside it the JSON that rebuilds the model, and its compact file.
+
+    The ``.pt`` comes last and whole, so a checkpoint that exists can be used.
+
+    Returns:
+        The sidecar as written: with ``schema, precision, checkpoint_bytes, compact_bytes, sha256`` added.
+    """
+    content, small = tensors_file(tensors(model)), compact(model, sidecar)
+    sidecar = {
+        **sidecar,
+        "schema": SIDECAR_SCHEMA,
+        "precision": precision_of(model),
+        "checkpoint_bytes": len(content),
+        "compact_bytes": len(small),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    paths.write_json(path.with_suffix(".json"), sidecar)
+    paths.write_atomically(path.with_suffix(COMPACT_SUFFIX), small)
+    paths.write_atomically(path, content)
+    return sidecar
+
+
+def load(path: Path) -> tuple[nn.Module, dict]:
+    """The model of a checkpoint, or of a compact file, in its own precision, in eval mode, and its description.
+
+    Raises:
+        CheckpointError: missing, damaged, foreign, changed after it was written, or of another schema.
+    """
+    path = Path(path)
+    if path.suffix == COMPACT_SUFFIX:
+        return _load_compact(path)
+    state = read_tensors(path)
+    sidecar = read_sidecar(path)
+    if sidecar.get("sha256") != hashlib.sha256(path.read_bytes()).hexdigest():
+        raise CheckpointError(f"{path} and {path.with_suffix('.json').name} do not belong together: train it again")
+    if sidecar.get("schema") != SIDECAR_SCHEMA:
+        raise CheckpointError(f"{path} has schema {sidecar.get('schema')}, this version reads {SIDECAR_SCHEMA}")
+    try:
+        model = _empty(config_of(sidecar["model"]), sidecar["precision"])
+        if set(state) != set(tensors(model)):
+            raise KeyError(f"its weights are {', '.join(sorted(set(state) ^ set(tensors(model))))} off")
+        _fill(model, state)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not fit its description: {error}") from None
+    return model, sidecar
+
+
+def _empty(config: Config, precision: str) -> nn.Module:
+    """An untrained model in this precision."""
+    convert = PRECISIONS[precision]
+    model = build(config).eval()
+    return convert(model) if convert else model
+
+
+def compact(model: nn.Module, sidecar: dict) -> bytes:
+    """A whole detector as one small file: what it is, its weights as they are packed, a checksum.
+
+    Layout, little-endian: ``KWS1``, length of the description (2 bytes), the description as JSON
+    without what are defaults, the tensors of ``tensors`` one after another (a quantized one as its
+    integers and its scale in float32), CRC-32 of everything before. Names, shapes and types are not
+    written: they follow from the description. safetensors spends 1.3 kB on them for the smallest student.
+
+    Args:
+        sidecar: of its checkpoint; kept are keyword, threshold, features and sizes.
+    """
+    config, features = config_of(sidecar["model"]), FeatureConfig(**_fields(sidecar["features"]))
+    described = {
+        "precision": precision_of(model),
+        "keyword": sidecar.get("keyword"),
+        "threshold": sidecar.get("threshold"),
+        "model": {"class": type(config).__name__, **_changed(config)},
+        "features": _changed(features),
+    }
+    header = json.dumps({k: v for k, v in described.items() if v}, separators=(",", ":")).encode()
+    body = b"".join(_raw(tensor) for tensor in tensors(model).values())
+    content = COMPACT + struct.pack("<H", len(header)) + header + body
+    return content + struct.pack("<I", zlib.crc32(content))
+
+
+def _changed(config: object) -> dict:
+    """The fields of a dataclass that are not at their defaults."""
+    fields = dataclasses.fields(config)
+    return {f.name: getattr(config, f.name) for f in fields if getattr(config, f.name) != f.default}
+
+
+def _fields(described: dict) -> dict:
+    """Without the name of the class."""
+    return {name: value for name, value in described.items() if name != "class"}
+
+
+def _raw(tensor: Tensor) -> bytes:
+    """The numbers of a tensor; of a quantized one the integers and, behind them, the scale."""
+    if tensor.is_quantized:
+        return tensor.int_repr().numpy().tobytes() + struct.pack("<f", tensor.q_scale())
+    return tensor.contiguous().numpy().tobytes()
+
+
+def _from_raw(raw: bytes, like: Tensor) -> Tensor:
+    """A tensor of this shape and type from the bytes of ``_raw``."""
+    if like.is_quantized:
+        integers = torch.frombuffer(bytearray(raw[:-4]), dtype=torch.int8).view(like.shape)
+        return torch._make_per_tensor_quantized_tensor(integers, struct.unpack("<f", raw[-4:])[0], 0)
+    return torch.frombuffer(bytearray(raw), dtype=like.dtype).view(like.shape)
+
+
+def _load_compact(path: Path) -> tuple[nn.Module, dict]:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"no checkpoint at {path}: train it first, or check the name") from None
+    if content[:4] != COMPACT or len(content) < 10:
+        raise CheckpointError(
+            f"{path} is not a compact file of this project: it does not begin with {COMPACT.decode()}"
+        )
+    if struct.pack("<I", zlib.crc32(content[:-4])) != content[-4:]:
+        raise CheckpointError(f"{path} is damaged: its checksum does not fit, copy or export it again")
+    end = 6 + struct.unpack("<H", content[4:6])[0]
+    body = content[end:-4]
+    try:
+        described = json.loads(content[6:end])
+        config = config_of(described["model"])
+        with torch.device("meta"):  # sizes that a hostile description makes up cost nothing here
+            promised = sum(p.numel() for p in build(config).parameters())
+        if promised > 2 * len(body):  # at least 4 bits each
+            raise ValueError(f"it promises {promised} weights and holds {len(body)} bytes")
+        model = _empty(config, described["precision"])
+        state, at = {}, 0
+        for name, like in tensors(model).items():
+            size = len(_raw(like))
+            state[name], at = _from_raw(body[at : at + size], like), at + size
+        if at != len(body):
+            raise ValueError(f"its weights take {len(body)} bytes, not {at}")
+        _fill(model, state)
+        features = describe(FeatureConfig(**described.get("features", {})))
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise CheckpointError(f"{path} does not fit its description: {error}") from None
+    return model, {**described, "features": features, "model": describe(config)}
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put saved tensors into a freshly built model of the same precision."""
+    if getattr(model, "weight_bits", 0):
+        state = _unpacked(state, model)
+    for prefix, module in model.named_modules():
+        own = {name.removeprefix(f"{prefix}."): t for name, t in state.items() if name.rpartition(".")[0] == prefix}
+        if isinstance(module, INT8):  # torch keeps the float biases of quantized layers as parameters
+            own = {name: t if t.is_quantized else nn.Parameter(t) for name, t in own.items()}
+        if isinstance(module, dynamic.GRU | dynamic.LSTM):
+            module.set_weight_bias(own)
+        elif isinstance(module, dynamic.Linear):
+            module.set_weight_bias(own["weight"], own["bias"])
+        elif own:
+            module.load_state_dict(own)
