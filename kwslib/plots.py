@@ -237,15 +237,19 @@ def latency(table: pd.DataFrame) -> Figure:
         table: of ``kwslib.export.latency_ms``.
     """
     panels = list(table.groupby(level=["model", "unit"], sort=False))
-    figure, axes = _figure(1, len(panels), size=(3.0 * len(panels), 2.8), sharey=True)
-    for ax, ((model, unit), rows) in zip(axes[0], panels, strict=True):
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure, axes = _figure(lines, columns, size=(1.5 + 2.6 * columns, 2.3 * lines), sharey=True)
+    for ax, ((model, unit), rows) in zip(axes.flat, panels, strict=False):
         rows = rows.iloc[::-1]
         names = [f"{runtime}, {precision}" for _, _, runtime, precision in rows.index]
         spread = [rows["median"] - rows["q25"], rows["q75"] - rows["median"]]
         colours = [COLOURS[precision] for *_, precision in rows.index]
         ax.barh(names, rows["median"], xerr=spread, color=colours, ecolor="0.3", capsize=2)
         ax.set_title(f"{model}, one {unit}", fontsize=9)
-        ax.set_xlabel("ms, one thread")
+        ax.set_xlabel("ms")
+    for ax in axes.flat[len(panels) :]:
+        ax.set_axis_off()
     return figure
 
 

@@ -17,7 +17,6 @@ from kwslib.models import CRNN
 from kwslib.train import Training
 
 CRITERIA = ("magnitude", "random")
-Tune = Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Prune:
         if self.penalty and self.training is None:
             raise ValueError("a penalty before the cut needs a training to apply it in")
 
-    def __call__(self, model: CRNN, tune: Tune | None = None) -> CRNN:
+    def __call__(self, model: CRNN, tune: Callable | None = None) -> CRNN:
         config = model.config
         for done in range(1, self.rounds + 1):
             hidden, inner, channels = (

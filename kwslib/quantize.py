@@ -25,6 +25,13 @@ class PrecisionError(ValueError):
     """The model cannot be held in the wanted precision; the message says what breaks."""
 
 
+def _refuse_whole_numbers(model: nn.Module) -> None:
+    if bits := getattr(model, "weight_bits", 0):
+        raise PrecisionError(
+            f"the weights are whole numbers of {bits} bits already: leave this step out, or put it before"
+        )
+
+
 @dataclass(frozen=True)
 class Half:
     """Cast to float16, weights and arithmetic, as in reports A, D and E; runs on CPU and GPU.
@@ -38,6 +45,7 @@ class Half:
 
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> nn.Module:
+        _refuse_whole_numbers(model)
         for name, weight in model.state_dict().items():
             if not torch.isfinite(weight.half()).all():
                 raise PrecisionError(f"{name} does not fit into float16: its largest value is {weight.abs().max()}")
@@ -61,6 +69,7 @@ class DynamicInt8:
     precision = "int8"
 
     def __call__(self, model: nn.Module) -> nn.Module:
+        _refuse_whole_numbers(model)
         with warnings.catch_warnings():  # deprecated since 2.10, but torchao has no dynamic GRU
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", UserWarning)

@@ -369,10 +369,16 @@ def publish(study: str) -> None:
     shutil.copytree(
         paths.checkpoints(study),
         paths.checkpoints(f"reference/{study}"),
-        ignore=shutil.ignore_patterns("*.resume", "*.tmp"),
+        ignore=_left_at_home,
     )
     readme = paths.ROOT / "README.md"
     paths.write_atomically(readme, fill_readme(readme.read_text(), paths.reports("reference")))
+
+
+def _left_at_home(folder: str, names: list[str]) -> set[str]:
+    """What is not published of checkpoints: unfinished ones, and large compact files, whose torch file has as much."""
+    large = {name for name in names if name.endswith(".kws") and (Path(folder) / name).stat().st_size > 20_000}
+    return large | {name for name in names if name.endswith((".resume", ".tmp"))}
 
 
 def _drop_audio(notebook: nbformat.NotebookNode) -> None:

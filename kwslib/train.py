@@ -76,6 +76,21 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Tune:
+    """A step after training that trains on and changes nothing else: the control of steps that also tune.
+
+    Attributes:
+        training: with the experiment's losses, teacher and augmentation.
+    """
+
+    training: Training
+
+    def __call__(self, model: nn.Module, tune: Callable) -> nn.Module:
+        tune(model, self.training)
+        return model.eval()
+
+
+@dataclass(frozen=True)
 class Data:
     """What a training reads: N clips to learn from in V augmented views, and the clips to select on.
 

@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 
 from kwslib import checkpoints, paths, report
+from kwslib.study import open_study
+from kwslib.verify import rescore
 
 pytestmark = pytest.mark.slow
 STUDY = "synthetic-sheila-speaker"
@@ -36,7 +38,7 @@ def test_it_ends_with_the_table_and_the_page(reproduced):
     assert done.stdout.strip().endswith(str(folder / "index.html"))
     assert "a1-kd" in done.stdout
     results = pd.read_csv(folder / "results.csv")
-    assert len(results) == len(list((folder / "records").glob("*.json"))) == 53
+    assert len(results) == len(list((folder / "records").glob("*.json"))) == 110
     assert results["macs_per_clip"].max() == 932_224
     for name in report.NOTEBOOKS:
         assert (folder / "notebooks" / f"{name}.html").stat().st_size > 10_000
@@ -44,7 +46,7 @@ def test_it_ends_with_the_table_and_the_page(reproduced):
     assert not list((folder / "notebooks").glob("unfinished_*"))
     page = (folder / "index.html").read_text()
     assert page.count("<img") >= 6 and 'src="http' not in page
-    for figure in ("metric-macs", "metric-memory", "stream-glued", "gains"):
+    for figure in ("metric-macs", "metric-memory", "metric-compact", "stream-glued", "pruning", "latency", "gains"):
         assert (folder / "figures" / f"{figure}.svg").exists()
 
 
@@ -55,6 +57,14 @@ def test_every_checkpoint_loads_and_is_what_its_record_says(reproduced):
         model, sidecar = checkpoints.load(home / "checkpoints" / STUDY / record["checkpoint"]["file"])
         assert sidecar["sha256"] == record["checkpoint"]["sha256"]
         assert checkpoints.sizes(model).items() <= record["cost"].items()
+
+
+def test_every_file_scores_as_its_record_says_in_fresh_processes(reproduced, monkeypatch):
+    monkeypatch.setenv("KWS_HOME", str(reproduced[0]))
+    study = open_study(profile_name="smoke")
+    names = list(study.results().summary.index)
+    again = rescore(study, names)
+    assert len(again) == 2 * len(names) and again["equal"].all(), again[~again["equal"]]
 
 
 def test_running_it_again_only_redraws(reproduced):

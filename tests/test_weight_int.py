@@ -158,3 +158,9 @@ def test_layer_errors_add_up_and_eight_bits_are_25_db_better():
         assert four.loc["all", "output_sqnr_db"] == pytest.approx(quantize.sqnr_db(model(X), rounded(X)), abs=0.5)
     before = train.score(model, logmels)
     assert np.array_equal(before, train.score(net(), logmels))  # the model itself is left alone
+
+
+@pytest.mark.parametrize("step", [quantize.Half(), quantize.DynamicInt8()])
+def test_whole_numbers_are_the_last_step(step):
+    with pytest.raises(quantize.PrecisionError, match="whole numbers of 4 bits already"):
+        step(WeightInt(4)(net()))
