@@ -162,7 +162,9 @@ def compact(model: nn.Module, sidecar: dict) -> bytes:
         "model": {"class": type(config).__name__, **_changed(config)},
         "features": _changed(features),
     }
-    header = json.dumps({k: v for k, v in described.items() if v}, separators=(",", ":")).encode()
+    header = json.dumps(
+        {k: v for k, v in described.items() if v is not None and v != {}}, separators=(",", ":")
+    ).encode()
     body = b"".join(_raw(tensor) for tensor in tensors(model).values())
     content = COMPACT + struct.pack("<H", len(header)) + header + body
     return content + struct.pack("<I", zlib.crc32(content))
@@ -197,8 +199,10 @@ def _from_raw(raw: bytes, like: Tensor) -> Tensor:
 def _load_compact(path: Path) -> tuple[nn.Module, dict]:
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
-        raise CheckpointError(f"no checkpoint at {path}: train it first, or check the name") from None
+    except OSError as error:
+        raise CheckpointError(
+            f"no checkpoint at {path}: train it first, or check the name ({error.strerror})"
+        ) from None
     if content[:4] != COMPACT or len(content) < 10:
         raise CheckpointError(
             f"{path} is not a compact file of this project: it does not begin with {COMPACT.decode()}"
@@ -209,11 +213,8 @@ def _load_compact(path: Path) -> tuple[nn.Module, dict]:
     body = content[end:-4]
     try:
         described = json.loads(content[6:end])
-        config = config_of(described["model"])
-        with torch.device("meta"):  # sizes that a hostile description makes up cost nothing here
-            promised = sum(p.numel() for p in build(config).parameters())
-        if promised > 2 * len(body):  # at least 4 bits each
-            raise ValueError(f"it promises {promised} weights and holds {len(body)} bytes")
+        config, features = config_of(described["model"]), FeatureConfig(**described.get("features", {}))
+        _check_description(described, config, features, most=2 * len(body))  # at least 4 bits for each weight
         model = _empty(config, described["precision"])
         state, at = {}, 0
         for name, like in tensors(model).items():
@@ -222,10 +223,28 @@ def _load_compact(path: Path) -> tuple[nn.Module, dict]:
         if at != len(body):
             raise ValueError(f"its weights take {len(body)} bytes, not {at}")
         _fill(model, state)
-        features = describe(FeatureConfig(**described.get("features", {})))
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise CheckpointError(f"{path} does not fit its description: {error}") from None
-    return model, {**described, "features": features, "model": describe(config)}
+    except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path} does not fit its description: {reason}") from None
+    return model, {**described, "features": describe(features), "model": describe(config)}
+
+
+def _check_description(described: dict, config: Config, features: FeatureConfig, most: int) -> None:
+    """A hostile description must not make this program build a net that fills the memory, nor fail later."""
+    for name, value in {**dataclasses.asdict(config), **dataclasses.asdict(features)}.items():
+        sizes = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(size, int | float) and not 0 <= size <= max(most, features.n_fft) for size in sizes):
+            raise ValueError(f"{name} is {value}")
+    if features != FeatureConfig(n_mels=config.n_mels, framing=features.framing):
+        raise ValueError(f"another front end: {features}")
+    if not isinstance(described.get("threshold", 0.0), float | int) or not isinstance(
+        described.get("keyword", ""), str
+    ):
+        raise ValueError("its threshold is no number or its keyword no text")
+    with torch.device("meta"):  # takes no memory
+        promised = sum(p.numel() for p in build(config).parameters())
+    if promised > most:
+        raise ValueError(f"it promises {promised} weights and holds {most // 2} bytes")
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor]) -> None:

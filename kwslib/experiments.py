@@ -135,6 +135,7 @@ class _Task:
         except (records.RecordError, models.CheckpointError):
             return False
         same_file = record["checkpoint"]["sha256"] == sidecar.get("sha256")
+        same_file &= checkpoint.with_suffix(checkpoints.COMPACT_SUFFIX).exists() and "compact_bytes" in record["cost"]
         return record["identity"] == self.identity == sidecar.get("identity") and same_file
 
 

@@ -27,7 +27,7 @@ class Prune:
         amount: share that goes, of the hidden units of each recurrent layer and the attention's inner units.
         channels: the same for the channels of the convolution.
         criterion: ``magnitude`` keeps the units whose weights, coming in and going out, have the largest
-            norm; ``random`` is its control.
+            norm; ``random``, one draw for all seeds, is its control.
         training: fine-tuning after the cut, with the experiment's losses and teacher; none when left out.
         rounds: cut and fine-tune so many times, a bit more each time.
         penalty: regularise, then cut: before each cut the model is tuned under ``group_norm`` of this weight.
@@ -84,7 +84,8 @@ def _left(size: int, share: float) -> int:
 def unit_weights(model: CRNN) -> dict[str, Tensor]:
     """What belongs to each unit, a row for each: the weights that go in, those that come out, its biases.
 
-    Keys: ``hidden 0`` for each recurrent layer, ``inner`` of the attention where it has units, ``channels``.
+    A weight between two units is in both rows. The biases of the channels are not: they hold the absorbed mean of
+    the log-mels. Keys: ``hidden 0`` for each recurrent layer, ``inner`` of the attention, ``channels``.
     """
     config, state = model.config, dict(model.named_parameters())
     layers, gates = range(config.gru_num_layers), CELLS[config.cell]

@@ -79,9 +79,11 @@ class DynamicInt8:
 
 
 def round_inputs(model: CRNN) -> CRNN:
-    """Let every layer read 8-bit numbers, in place: a scale for each frame, step or vector, as integer kernels do.
+    """Let the recurrent layers, the attention and the classifier read 8-bit numbers, in place.
 
-    Scales are taken from the values themselves, so chunks of a stream and clips of a batch do not touch one another.
+    Every vector has a scale of its own, taken from its values, so chunks of a stream and clips of a batch do not
+    touch one another. What a recurrent layer hands on, to itself or to the next one, stays as it is, as in torch's
+    dynamic int8; so do the log-mels.
 
     Raises:
         ValueError: not a CRNN.
@@ -91,19 +93,19 @@ def round_inputs(model: CRNN) -> CRNN:
     if getattr(model, "activation_bits", 0):
         return model
     model.activation_bits = 8
-    for layer in (model.conv, model.gru, model.attention.energy, model.classifier):
-        vector = 2 if layer is model.conv else -1  # a frame of mel bins; a vector of features
-        layer.register_forward_pre_hook(lambda _, args, dim=vector: (to_8_bits(args[0], dim), *args[1:]))
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear | nn.RNNBase):
+            layer.register_forward_pre_hook(lambda _, args: (to_8_bits(args[0]), *args[1:]))
     return model
 
 
-def to_8_bits(x: Tensor, dim: int) -> Tensor:
-    """Values rounded to 255 equal steps around 0 along a dimension; gradients pass as if nothing happened.
+def to_8_bits(x: Tensor) -> Tensor:
+    """Vectors (..., size) rounded to 255 equal steps around 0; gradients pass as if nothing happened.
 
-    >>> to_8_bits(torch.tensor([1.0, 0.3, -1.27]), dim=0).tolist()
-    [1.0, 0.30000001192092896, -1.2699999809265137]
+    >>> to_8_bits(torch.tensor([127.0, 30.4, -2.5])).tolist()
+    [127.0, 30.0, -2.0]
     """
-    scale = (x.detach().abs().amax(dim, keepdim=True) / 127).clamp_min(1e-12)
+    scale = (x.detach().abs().amax(-1, keepdim=True) / 127).clamp_min(1e-12)
     return x + ((x / scale).round() * scale - x).detach()
 
 
@@ -116,10 +118,11 @@ class WeightInt:
 
     Attributes:
         bits: 8 or 4.
-        activations: what the layers read is rounded to 8 bits too, as on hardware without float32.
+        activations: what recurrent and linear layers read is rounded to 8 bits too, see ``round_inputs``.
 
     Raises:
         ValueError: another number of bits.
+        PrecisionError: a weight is not finite, or its scale or a bias exceeds what float16 can hold.
     """
 
     bits: int = 8
@@ -132,9 +135,11 @@ class WeightInt:
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> nn.Module:
         model = round_weights(copy.deepcopy(model).float().cpu().eval(), self.bits)
-        for value in [*model.parameters(), *model.buffers()]:
+        for name, value in model.state_dict().items():
             if value.dim() == 1:
                 value.copy_(value.half())
+            if not torch.isfinite(value).all():
+                raise PrecisionError(f"{name} does not fit: its scales and biases are kept in float16")
         model.weight_bits = self.bits
         return round_inputs(model) if self.activations else model
 
@@ -190,7 +195,8 @@ def layer_errors(model: nn.Module, bits: int, logmels: np.ndarray, is_keyword: n
 
     Returns:
         A row per layer, one for all together: ``weights, weights_sqnr_db, output_sqnr_db`` (signal to
-        rounding noise, of its weights and of what it puts out, 6 dB for each bit), ``au_fa_fr, change``.
+        rounding noise, of its weights and of what it puts out, of a recurrent layer what the last one puts out;
+        6 dB for each bit), ``au_fa_fr, change``.
     """
 
     def layer_of(name: str) -> str:

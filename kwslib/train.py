@@ -167,9 +167,9 @@ def fit(
         teacher: sees the same augmented clips, in eval mode, without gradient.
         trained: the model was trained before and is tuned further: its function is kept at the start.
         weight_bits: quantization-aware: forward and backward see weights of so many bits, and the rounded
-            model is validated and kept; the optimizer moves the unrounded ones (straight-through, Bengio et al.
-            2013, arXiv:1308.3432). 0 leaves the weights alone.
-        penalty: of the model's weights, added to the losses.
+            model is validated (scales and biases still in float32); the optimizer moves the unrounded ones
+            (straight-through, Bengio et al. 2013, arXiv:1308.3432). 0 leaves the weights alone.
+        penalty: of the model's weights, added to the losses; then the last epoch is kept instead of the best.
         resume: file that holds the whole state after each epoch; picked up when it exists.
         on_epoch: called with each row of the history as it is made.
 
@@ -310,6 +310,7 @@ class _Loop:
         area = au_fa_fr(scores, self.data.val_labels.astype(bool))
         loss = float(np.mean(np.logaddexp(0, np.where(self.data.val_labels == 1, -scores, scores))))
         better = [area, loss] < self.best["key"]  # equal areas (often 0): the lower loss
+        better = better or self.penalty is not None  # the last one: the penalty works at the expense of the area
         if better:
             self.best = {"key": [area, loss], "model": _copy(model)}
         return {"val_au_fa_fr": area, "val_loss": loss, "best": int(better)}

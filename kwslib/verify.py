@@ -1,12 +1,12 @@
 """Whether files hold what their records say: loaded again in processes that trained nothing."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import torch
-from joblib import Parallel, cpu_count, delayed
+from joblib import cpu_count
 from joblib.externals.loky import get_reusable_executor
 
 from kwslib import checkpoints, metrics, records, train
@@ -17,30 +17,28 @@ def rescore(study: Study, experiments: Sequence[str]) -> pd.DataFrame:
     """Score the torch file and the compact file of each run on test, in fresh processes.
 
     Returns:
-        One row per file: ``experiment, seed, file, bytes, recorded, rescored`` (AU-FA-FR), ``equal``.
+        One row per file: ``experiment, seed, file, bytes, recorded, rescored`` (AU-FA-FR), ``equal,
+        process``.
 
     Raises:
         CheckpointError: a file is missing or damaged.
     """
     runs = [r for r in records.load(study.name) if r["experiment"] in experiments]
-    torch_files = [study.checkpoint(r["experiment"], r["seed"]) for r in runs]
-    files = [[file, file.with_suffix(checkpoints.COMPACT_SUFFIX)] for file in torch_files]
     get_reusable_executor().shutdown()  # workers that trained could remember more than the files say
-    pool = Parallel(n_jobs=min(cpu_count(), len(runs)) or 1)
-    areas = pool(delayed(_areas)(replace(study), pair) for pair in files)
-    rows = []
-    for run, pair, rescored in zip(runs, files, areas, strict=True):
-        for file, area in zip(pair, rescored, strict=True):
-            recorded = run["metrics"]["au_fa_fr"]
-            rows.append(
-                (run["experiment"], run["seed"], file.name, file.stat().st_size, recorded, area, recorded == area)
-            )
-    return pd.DataFrame(rows, columns=["experiment", "seed", "file", "bytes", "recorded", "rescored", "equal"])
+    pool = get_reusable_executor(max_workers=cpu_count())
+    rows = pool.map(_rescored, [replace(study)] * len(runs), runs)
+    return pd.DataFrame([row for pair in rows for row in pair])
 
 
-def _areas(study: Study, files: Sequence[Path]) -> list[float]:
-    """Test AU-FA-FR of the model in each file."""
+def _rescored(study: Study, run: dict) -> list[dict]:
+    """The row of each of a run's two files; scored on one thread, as after its training."""
     torch.set_num_threads(1)
-    test = study.split.test
-    models = (checkpoints.load(file)[0] for file in files)
-    return [metrics.au_fa_fr(train.score(model, study.logmels[test]), study.labels[test] == 1) for model in models]
+    test, recorded = study.split.test, run["metrics"]["au_fa_fr"]
+    checkpoint = study.checkpoint(run["experiment"], run["seed"])
+    rows = []
+    for file in (checkpoint, checkpoint.with_suffix(checkpoints.COMPACT_SUFFIX)):
+        scores = train.score(checkpoints.load(file)[0], study.logmels[test])
+        area = metrics.au_fa_fr(scores, study.labels[test] == 1)
+        row = {"experiment": run["experiment"], "seed": run["seed"], "file": file.name, "bytes": file.stat().st_size}
+        rows.append(row | {"recorded": recorded, "rescored": area, "equal": recorded == area, "process": os.getpid()})
+    return rows

@@ -98,12 +98,21 @@ def repacked(content: bytes, **changes) -> bytes:
         (lambda c: c[:-9], "checksum does not fit"),
         (lambda c: c[:50] + bytes([c[50] ^ 1]) + c[51:], "checksum does not fit"),
         (lambda c: repacked(c, model=describe(dataclasses.replace(A1, hidden_size=21))), "does not fit"),
-        (lambda c: repacked(c, model=describe(dataclasses.replace(A1, hidden_size=100_000))), "promises .* weights"),
+        (lambda c: repacked(c, model=describe(dataclasses.replace(A1, hidden_size=500))), "promises .* weights"),
         (lambda c: repacked(c, model={"class": "Path"}), "does not fit its description"),
         (lambda c: repacked(c, model="CRNN"), "does not fit its description"),
         (lambda c: repacked(c, precision="float64"), "does not fit its description"),
         (lambda c: repacked(c, features={"n_ffts": 3}), "does not fit its description"),
         (lambda c: repacked(c, features=7), "does not fit its description"),
+        (lambda c: repacked(c, features={"n_fft": 10**12}), "n_fft is 1000000000000|another front end"),
+        (lambda c: repacked(c, features={"hop_length": 0}), "another front end"),
+        (lambda c: repacked(c, model=describe(A1) | {"gru_num_layers": 10**6}), "gru_num_layers is 1000000"),
+        (lambda c: repacked(c, model=describe(A1) | {"hidden_size": 10**30}), "hidden_size is 1000"),
+        (lambda c: repacked(c, model=describe(A1) | {"hidden_size": -1}), "hidden_size is -1"),
+        (lambda c: repacked(c, model=describe(A1) | {"stride": [0, 8]}), "does not fit its description"),
+        (lambda c: repacked(c, model=describe(A1) | {"stride": [2, 10**9]}), "stride is"),
+        (lambda c: repacked(c, threshold="x"), "threshold is no number"),
+        (lambda c: repacked(c, keyword=["x"]), "keyword no text"),
     ],
 )
 def test_damaged_and_foreign_files_get_one_sentence(tmp_path, damage, message):
@@ -113,6 +122,15 @@ def test_damaged_and_foreign_files_get_one_sentence(tmp_path, damage, message):
         checkpoints.load(path)
 
 
+def test_a_threshold_of_nought_is_kept(tmp_path):
+    checkpoints.save(tmp_path / "m.pt", in_precision(A1, "float32"), sidecar(A1) | {"threshold": 0.0})
+    assert checkpoints.load(tmp_path / "m.kws")[1]["threshold"] == 0.0
+
+
 def test_a_missing_file_is_named(tmp_path):
+    (tmp_path / "folder.kws").mkdir()
+    with pytest.raises(CheckpointError, match="no checkpoint at .*folder.kws.*directory"):
+        checkpoints.load(tmp_path / "folder.kws")
+
     with pytest.raises(CheckpointError, match="no checkpoint at .*none.kws"):
         checkpoints.load(tmp_path / "none.kws")

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -185,6 +186,7 @@ def test_a_chain_of_steps_is_what_its_files_say_in_fresh_processes(study):
     assert stable(study, "chain")["precision"] == "weight-int4" and len(stable(study, "chain")["history"]["epoch"]) == 6
     assert results["chain"].compact_bytes < results["chain"].state_dict_bytes / 3
     again = rescore(study, ["chain", "student"])
+    assert os.getpid() not in set(again["process"])
     assert again["equal"].all() and len(again) == 2 * 2 * 2  # experiments, seeds, files
     cost = stable(study, "student")["cost"]
     assert list(again["bytes"][:2]) == [cost["checkpoint_bytes"], cost["compact_bytes"]]

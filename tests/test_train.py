@@ -12,6 +12,7 @@ from kwslib.config import CRNNConfig
 from kwslib.losses import Labels, LayerwiseMSE, SoftTargets
 from kwslib.metrics import au_fa_fr
 from kwslib.models import CRNN
+from kwslib.prune import group_norm
 from kwslib.train import Data, NotANumber, Training, fit
 
 TINY = CRNNConfig(cnn_out_channels=2, hidden_size=8, gru_num_layers=2)
@@ -225,3 +226,19 @@ def test_missing_parts_are_named(data):
         Training(precision="int8")
     with pytest.raises(ValueError, match="in \\[0, 1\\)"):
         Training(ema=1.0)
+
+
+def test_under_a_penalty_the_last_epoch_is_kept(data):
+    """The penalty empties the units at the expense of the area: the best epoch would undo its work."""
+    recipe = Training(epochs=4, batch_size=16, normalize=False)
+    seen = []
+    torch.manual_seed(0)
+    model = CRNN(TINY)
+
+    def penalty(model):
+        seen.append(group_norm(model, 0.05))
+        return seen[-1]
+
+    fit(model, data, recipe, (Labels(),), MASKS, seed=0, penalty=penalty)
+    assert group_norm(model, 0.05) <= min(seen)
+    assert group_norm(model, 0.05) < 0.9 * seen[0]
