@@ -224,6 +224,8 @@ def write(study: str) -> Path:
         n_records=len(found),
         n_seeds=int(summary["seeds"].max()),
         table=_html(display_table(summary)),
+        front=_html(display_table(_front(summary))),
+        sentences=[say_smallest(summary), say_combination(summary)],
         published=_html(_rounded(published.beside(summary))),
         summary=summary,
         findings=findings(summary),
@@ -284,6 +286,12 @@ README_COLUMNS = ["AU-FA-FR ×1e5 ↓", "95 % interval", "ratio to baseline ↓"
                   "size, kB ↓", "compression ↑", "compact file, kB ↓", "compression, compact ↑"]  # fmt: skip
 
 
+def _front(summary: pd.DataFrame) -> pd.DataFrame:
+    """The baseline and what no other experiment beats in both quality and MACs, or quality and bytes."""
+    ahead = [*records.pareto(summary, "macs_per_clip"), *records.pareto(summary, "compact_bytes")]
+    return summary[summary.index.isin(["baseline", *ahead])]
+
+
 def readme_results(study: str, reference: Path) -> str:
     """The results of a published study as the README shows them: sentences and the front of the table."""
     found = records.load_folder(reference / study / "records")
@@ -298,11 +306,8 @@ def readme_results(study: str, reference: Path) -> str:
         f"Differences from the control beyond their interval: {', '.join(clear) or 'none'}. {say_smallest(summary)} "
         f"{say_combination(summary)}"
     )
-    shown = summary.index.isin(
-        ["baseline", *records.pareto(summary, "macs_per_clip"), *records.pareto(summary, "compact_bytes")]
-    )
     front = "The baseline and the experiments that no other one beats in both quality and MACs, or quality and bytes:"
-    return f"{sentences}\n\n{front}\n\n{markdown(display_table(summary[shown])[README_COLUMNS])}"
+    return f"{sentences}\n\n{front}\n\n{markdown(display_table(_front(summary))[README_COLUMNS])}"
 
 
 def fill_readme(text: str, reference: Path) -> str:
