@@ -12,8 +12,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kwslib import checkpoints, corpora, cost, features, metrics, models, paths, records, report, stream, train
-from kwslib.config import CRNNConfig, FeatureConfig
+from kwslib import (
+    checkpoints,
+    corpora,
+    cost,
+    export,
+    features,
+    listen,
+    metrics,
+    models,
+    paths,
+    records,
+    report,
+    stream,
+    train,
+)
+from kwslib.config import CRNNConfig, FeatureConfig, describe
 from kwslib.study import ExperimentError, open_study
 
 
@@ -24,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run(options)
     except BrokenPipeError:  # the reader, `head` for example, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, ExperimentError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, ExperimentError, export.ExportError, OSError, zipfile.BadZipFile) as error:
         print(f"kws {options.command}: {error}", file=sys.stderr)
         return 2
     return 0
@@ -61,10 +75,20 @@ def _parser() -> argparse.ArgumentParser:
     described.add_argument("corpus", metavar="CORPUS", help="a folder <root>/<word>/*.wav, or a known name")
     described.add_argument("--keyword", help="of the synthetic corpus (default sheila)")
     described.add_argument("--json", action="store_true", help="print JSON for programs")
-    listen = command("stream", _stream, "run a model over a recording as if it were live")
-    listen.add_argument("--wav", type=Path, required=True, metavar="F", help="WAV or FLAC of any length and rate")
-    listen.add_argument("--threshold", type=float, default=0.5, help="score of an event (default 0.5)")
-    listen.add_argument("--refractory-s", type=float, default=1.0, help="an event lasts this long (default 1 s)")
+    live = command("stream", _stream, "run a model over a recording, a pipe or a microphone")
+    source = live.add_mutually_exclusive_group(required=True)
+    source.add_argument("--wav", type=Path, metavar="F", help="WAV or FLAC of any length and rate")
+    source.add_argument("--stdin", action="store_true", help="raw signed 16-bit little-endian mono samples")
+    source.add_argument("--mic", nargs="?", const="", metavar="DEVICE", help="a microphone, see kws devices")
+    live.add_argument("--rate", type=int, default=16_000, metavar="HZ", help="of the samples from stdin (16000)")
+    live.add_argument("--threshold", type=float, default=0.5, help="score of an event (default 0.5)")
+    live.add_argument("--refractory-s", type=float, default=1.0, help="an event lasts this long (default 1 s)")
+    microphones = command("devices", _devices, "list microphones", checkpoint=False)
+    microphones.add_argument("--json", action="store_true", help="print JSON for programs")
+    exported = command("export", _export, "write a detector for another runtime, compared with the model first")
+    exported.add_argument(
+        "--out", type=Path, required=True, metavar="F", help=".onnx (ONNX Runtime), .ts (TorchScript) or .kws (compact)"
+    )
 
     named = command("name", _name, "print the name of a study", checkpoint=False)
     opened = command(
@@ -187,21 +211,68 @@ def _corpus(options: argparse.Namespace) -> None:
 
 
 def _stream(options: argparse.Namespace) -> None:
-    model, _, front_end, _ = _open_checkpoint(options)
+    model, _, front_end, known = _open_checkpoint(options)
     streaming = stream.StreamingModel(model, framing=front_end.framing)
-    samples = corpora.read_clip(options.wav)
-    times, scores = stream.carried_scores(streaming, samples)
-    probabilities = stream.probability(scores)
-    fired = dict(stream.events(times, probabilities, options.threshold, options.refractory_s))
-    for t_s, score in zip(times.tolist(), probabilities.tolist(), strict=True):
-        rows = [{"t_s": round(t_s, 3), "score": score}]
-        if t_s in fired:
-            rows.append({"event": "detected", "t_s": round(t_s, 3), "score": score})
-        for row in rows:
+    if options.stdin:
+        chunks = listen.from_raw(sys.stdin.buffer, options.rate)
+    elif options.mic is not None:
+        name = options.mic
+        chunks = listen.from_microphone(int(name) if name.isdigit() else name or None)
+    else:
+        chunks = listen.from_file(options.wav)
+    heard = ((t_s, float(stream.probability(score))) for t_s, score in stream.scores(streaming, chunks))
+    bar = sys.stdout.isatty() and not options.json
+    try:
+        for t_s, score, fired in stream.watched(heard, options.threshold, options.refractory_s):
+            row = {"t_s": round(t_s, 3), "score": score}
+            detected = f"{t_s:8.2f} s  {known.get('keyword') or 'keyword'} detected, {score:.4f}"
             if options.json:
-                print(json.dumps(row))
+                lines = [json.dumps(row)] + ([json.dumps({"event": "detected", **row})] if fired else [])
+            elif bar:  # written over itself; an event stays
+                lines = [f"\r{detected:<70}"] if fired else []
+                print(f"\r{t_s:8.2f} s  {_bar(score)} {score:.3f} ", end="", flush=True)
             else:
-                print(f"{t_s:8.2f} s  {score:.4f}{'  ' + row['event'] if 'event' in row else ''}")
+                lines = [f"{t_s:8.2f} s  {score:.4f}"] + ([detected] if fired else [])
+            for line in lines:
+                print(line, flush=True)
+    except KeyboardInterrupt:  # how a microphone is meant to end
+        pass
+    finally:
+        if bar:
+            print()
+
+
+def _bar(share: float, width: int = 40) -> str:
+    """A probability as a bar for the terminal.
+
+    >>> _bar(0.5, width=4)
+    '██··'
+    """
+    full = round(share * width)
+    return "█" * full + "·" * (width - full)
+
+
+def _devices(options: argparse.Namespace) -> None:
+    found = listen.devices()
+    if options.json:
+        print(json.dumps(found))
+    elif not found:
+        print("no microphone is connected")
+    for row in [] if options.json else found:
+        print(f"{row['device']:3d}  {row['name']}{'  (default)' if row['default'] else ''}")
+
+
+def _export(options: argparse.Namespace) -> None:
+    model, _, _, known = _open_checkpoint(options)
+    suffix = options.out.suffix
+    if suffix == checkpoints.COMPACT_SUFFIX:
+        described = {"features": describe(FeatureConfig()), "model": describe(model.config), **known}
+        content = checkpoints.compact(model, described)
+    else:
+        content = export.detector(model, suffix, {**known, "model": describe(model.config)})
+    paths.write_atomically(options.out, content)
+    about = {"file": str(options.out), "bytes": len(content), "keyword": known.get("keyword")}
+    _print(about, options.json)
 
 
 def _study(options: argparse.Namespace) -> None:

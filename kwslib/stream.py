@@ -176,6 +176,18 @@ def probability(score: float | np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-np.asarray(score, np.float64)))
 
 
+def watched(
+    scored: Iterable[tuple[float, float]], threshold: float, refractory_s: float = 1.0
+) -> Iterator[tuple[float, float, bool]]:
+    """Every time and score as it comes, and whether an event begins there: see ``events``."""
+    silent_until = -float("inf")
+    for t, value in scored:
+        fires = value >= threshold and t >= silent_until
+        if fires:
+            silent_until = t + refractory_s
+        yield t, value, fires
+
+
 def events(
     times_s: Iterable[float], scores: Iterable[float], threshold: float, refractory_s: float = 1.0
 ) -> Iterator[tuple[float, float]]:
@@ -187,11 +199,8 @@ def events(
     >>> list(events([0.1, 0.2, 0.3, 1.2], [0.9, 0.95, 0.1, 0.8], threshold=0.5))
     [(0.1, 0.9), (1.2, 0.8)]
     """
-    silent_until = -float("inf")
-    for t, value in zip(times_s, scores, strict=True):
-        if value >= threshold and t >= silent_until:
-            silent_until = t + refractory_s
-            yield t, value
+    pairs = watched(zip(times_s, scores, strict=True), threshold, refractory_s)
+    yield from ((t, value) for t, value, fires in pairs if fires)
 
 
 class Track(NamedTuple):

@@ -1,7 +1,9 @@
+import io
 import json
 import shutil
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -81,9 +83,45 @@ def test_stream(trained, tmp_path, capsys):
     )
 
 
+def test_a_pipe_gives_what_the_file_gives(trained, folder, tmp_path, capsys, monkeypatch):
+    wav = folder / "go" / "s00_nohash_0.wav"
+    samples = corpora.read_clip(wav)
+    checkpoint = trained.checkpoint("baseline")
+    of_file = run(capsys, "stream", "--checkpoint", checkpoint, "--wav", wav, "--json")
+    raw = io.BytesIO(np.rint(samples * 32768).astype("<i2").tobytes())
+    monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=raw))
+    of_pipe = run(capsys, "stream", "--checkpoint", checkpoint, "--stdin", "--json")
+    pairs = zip(map(json.loads, of_file.splitlines()), map(json.loads, of_pipe.splitlines()), strict=True)
+    for row, same in pairs:  # the chunks differ, so the last digits may
+        assert same.pop("score") == pytest.approx(row.pop("score"), abs=1e-6) and same == row
+
+
+def test_ctrl_c_ends_a_stream_without_a_traceback(trained, folder, capsys, monkeypatch):
+    def interrupted(path):
+        yield np.zeros(16_000, np.float32)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kwslib.listen.from_file", interrupted)
+    out = run(capsys, "stream", "--checkpoint", trained.checkpoint("baseline"), "--wav", "x.wav")
+    assert len(out.splitlines()) == 11
+
+
+def test_export_to_each_format(trained, tmp_path, capsys):
+    checkpoint = trained.checkpoint("baseline")
+    for suffix in (".onnx", ".ts", ".kws"):
+        out = run(capsys, "export", "--checkpoint", checkpoint, "--out", tmp_path / f"d{suffix}", "--json")
+        about = json.loads(out)
+        assert about["bytes"] == (tmp_path / f"d{suffix}").stat().st_size and about["keyword"] == "go"
+    assert (tmp_path / "d.kws").read_bytes() == checkpoint.with_suffix(".kws").read_bytes()
+    costs = [run(capsys, "cost", "--checkpoint", file, "--json") for file in (checkpoint, tmp_path / "d.kws")]
+    assert costs[0] == costs[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["export", "--checkpoint", "GOOD", "--out", "d.tflite"], "as .onnx or .ts, not as .tflite"),
+        (["stream", "--checkpoint", "GOOD", "--stdin", "--rate", "5"], "5 Hz is no sample rate"),
         (["score", "--checkpoint", "none.pt", "x.wav"], "no checkpoint at none.pt"),
         (["score", "--checkpoint", "GOOD", "none.wav"], "cannot read none.wav"),
         (["stream", "--checkpoint", "GOOD", "--wav", "none.wav"], "cannot read none.wav"),

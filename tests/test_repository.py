@@ -19,7 +19,7 @@ ROOMS = {
     0: "paths config records tracking synthesis plots report published",
     1: "speech_commands corpora splits features augment models architectures losses metrics cost",
     2: "train quantize checkpoints prune",
-    3: "stream export",
+    3: "stream export listen",
     4: "study verify experiments sweep",
     5: "cli",
 }

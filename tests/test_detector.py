@@ -1,0 +1,104 @@
+"""A whole detector in other runtimes: the same probabilities as the streaming model, its state outside."""
+
+import io
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from kwslib import export
+from kwslib.architectures import SeparableConfig, build
+from kwslib.config import CELLS, CRNNConfig
+from kwslib.features import LogMel
+from kwslib.models import CRNN
+from kwslib.quantize import PRECISIONS
+from kwslib.stream import StreamingModel
+
+CONFIGS = {cell: CRNNConfig(2, hidden_size=9, gru_num_layers=2, cell=cell, attention_size=4) for cell in CELLS}
+DESCRIBED = {"keyword": "sheila", "threshold": -0.5}
+
+
+def net(precision="float32", cell="gru"):
+    torch.manual_seed(0)
+    convert = PRECISIONS[precision] or (lambda model: model)
+    return convert(CRNN(CONFIGS[cell]).eval())
+
+
+def test_log_mels_in_plain_products():
+    samples = torch.randn(2, 16_000, generator=torch.Generator().manual_seed(0)) * 0.1
+    samples[1, 4_000:] = 0  # silence is clamped in both
+    front_end = LogMel()
+    torch.testing.assert_close(export._LogMel(front_end)(samples), front_end.frames(samples), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("suffix", [".onnx", ".ts"])
+@pytest.mark.parametrize("precision", ["float32", "weight-int8"])
+def test_a_minute_of_sound_gives_the_same_probabilities(cell, suffix, precision):
+    model = net(precision, cell)
+    content = export.detector(model, suffix, DESCRIBED)  # compares; here again, from outside
+    whole = export.Detector(StreamingModel(model)).eval()
+    run = export._session_call(content) if suffix == ".onnx" else export._torchscript_call(content)
+    assert export.parity(whole, run, seconds=5) <= 1e-5
+
+
+@pytest.mark.parametrize(("precision", "suffix"), [("float16", ".onnx"), ("float16", ".ts"), ("int8", ".ts")])
+def test_coarser_precisions_stay_within_parity_or_say_so(precision, suffix):
+    try:
+        assert export.detector(net(precision), suffix, DESCRIBED)
+    except export.ExportError as error:  # float16 sums in another order
+        assert precision == "float16" and "off by" in str(error)
+
+
+def test_what_it_is_stands_in_the_file():
+    import onnx
+
+    content = export.detector(net(), ".onnx", DESCRIBED)
+    about = json.loads({p.key: p.value for p in onnx.load_from_string(content).metadata_props}["kws"])
+    extra = {"kws.json": ""}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.load(io.BytesIO(export.detector(net(), ".ts", DESCRIBED)), _extra_files=extra)
+    assert about == json.loads(extra["kws.json"])
+    assert about["keyword"] == "sheila" and about["threshold"] == -0.5
+    assert about["hop_samples"] == 1280 and about["sample_rate"] == 16_000
+
+
+def test_a_detector_runs_with_onnx_runtime_and_numpy_alone():
+    """As a user would: names, shapes and first state from the file, zeros but for attention's empty window."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(export.detector(net(), ".onnx", DESCRIBED))
+    about = json.loads(session.get_modelmeta().custom_metadata_map["kws"])
+    state = {i.name: np.zeros(i.shape, np.float32) for i in session.get_inputs()[1:]}
+    state["frames"] += np.log(1e-9)
+    state["energies"] -= np.inf
+    samples = np.random.default_rng(0).normal(0, 0.1, (1, 5 * about["hop_samples"])).astype(np.float32)
+    heard = []
+    for hop in np.split(samples, 5, axis=1):
+        probability, *new = session.run(None, {"samples": hop, **state})
+        state = dict(zip(state, new, strict=True))
+        heard.append(float(probability[0]))
+    whole = export.Detector(StreamingModel(net())).eval()
+    with torch.no_grad():
+        parts = whole.initial_state()
+        for hop, found in zip(torch.from_numpy(samples).split(1280, dim=1), heard, strict=True):
+            probability, *parts = whole(hop, *parts)
+            assert probability.item() == pytest.approx(found, abs=1e-6)
+
+
+def test_a_file_that_does_something_else_is_not_handed_out(monkeypatch):
+    monkeypatch.setattr(export, "_session_call", lambda content: lambda samples, *state: (torch.zeros(1), *state))
+    with pytest.raises(export.ExportError, match="off by .* in probability"):
+        export.detector(net(), ".onnx", DESCRIBED)
+
+
+def test_what_cannot_be_exported_is_named():
+    with pytest.raises(export.ExportError, match="int8 layers are known to torch alone"):
+        export.detector(net("int8"), ".onnx", DESCRIBED)
+    with pytest.raises(export.ExportError, match="as .onnx or .ts, not as .tflite"):
+        export.detector(net(), ".tflite", DESCRIBED)
+    with pytest.raises(ValueError, match="only a CRNN runs on a stream"):
+        export.detector(build(SeparableConfig()).eval(), ".onnx", DESCRIBED)
