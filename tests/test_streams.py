@@ -1,0 +1,157 @@
+"""Long recordings from a specification, and what is counted on them, against plain loops and hand counts."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from kwslib import corpora, stream, streams
+from kwslib.config import CELLS, CRNNConfig
+from kwslib.models import CRNN
+from kwslib.quantize import Half, WeightInt
+from kwslib.stream import StreamingModel, Track
+from kwslib.streams import SpecError, StreamSpec
+
+
+@pytest.fixture
+def corpus(folder):
+    return corpora.load(str(folder), "go")
+
+
+def rendered(corpus, **spec):
+    return list(streams.render(corpus, range(len(corpus.clips)), "go", StreamSpec(**spec)))
+
+
+def test_a_stream_is_the_same_every_time_and_as_long_as_asked(corpus):
+    first, again = (rendered(corpus, minutes=6, seed=3) for _ in range(2))
+    assert [len(t.samples) for t in first] == [300 * 16_000, 60 * 16_000]
+    for a, b in zip(first, again, strict=True):
+        assert np.array_equal(a.samples, b.samples) and a.keywords_s == b.keywords_s
+    assert not np.array_equal(first[0].samples, rendered(corpus, minutes=6, seed=4)[0].samples)
+
+
+def test_words_come_as_often_as_asked_and_never_overlap(corpus):
+    (track,) = rendered(corpus, minutes=5, words_per_minute=12, keyword_share=1.0)
+    starts = np.array([start for start, _ in track.keywords_s])
+    assert len(starts) == 60
+    assert all(5 * i <= start <= 5 * i + 4 for i, start in enumerate(starts))
+    (dense,) = rendered(corpus, minutes=1, words_per_minute=60, keyword_share=1.0)
+    assert [start for start, _ in dense.keywords_s] == list(range(60))
+
+
+def test_keywords_at_times_of_their_own(corpus):
+    (track,) = rendered(corpus, minutes=1, keyword_times_s=(10.5, 40.0), words_per_minute=30)
+    assert track.keywords_s == [(10.5, 11.5), (40.0, 41.0)]
+    (only,) = rendered(corpus, minutes=1, keyword_times_s=(10.5,), words_per_minute=0, noise=())
+    assert np.flatnonzero(only.samples).min() >= 10.5 * 16_000
+    assert np.flatnonzero(only.samples).max() < 11.5 * 16_000
+
+
+def test_noise_has_its_level_and_speech_its_ratio(corpus):
+    (noise,) = rendered(corpus, minutes=2, words_per_minute=0, noise=("pink", "white", "brown"), noise_db=-40.0)
+    for part in np.split(noise.samples, 4):  # of half a minute each, one kind
+        assert 20 * np.log10(np.sqrt(np.square(part).mean())) == pytest.approx(-40, abs=0.1)
+    spec = {"minutes": 1, "words_per_minute": 0, "keyword_times_s": (20.0,), "noise_db": -40.0}
+    (clean,) = rendered(corpus, **spec, noise=(), snr_db=(20.0, 20.0))
+    word = clean.samples[20 * 16_000 : 21 * 16_000].reshape(-1, 160).astype(float)
+    power = np.square(word).mean(1)
+    assert 10 * np.log10(power[power > power.max() / 100].mean()) == pytest.approx(-20, abs=0.1)  # 20 dB over -40
+
+
+def test_brown_noise_falls_faster_than_pink_and_pink_than_white(corpus):
+    slopes = {}
+    for kind in ("white", "pink", "brown"):
+        (track,) = rendered(corpus, minutes=0.5, words_per_minute=0, noise=(kind,))
+        spectrum = np.square(np.abs(np.fft.rfft(track.samples)))
+        low, high = (spectrum[np.arange(len(spectrum)) // 30 // 100 == band].mean() for band in (5, 50))  # 500, 5000 Hz
+        slopes[kind] = 10 * np.log10(low / high)
+    assert slopes["white"] == pytest.approx(0, abs=1)
+    assert slopes["pink"] == pytest.approx(10, abs=1) and slopes["brown"] == pytest.approx(20, abs=1)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("convert", [lambda m: m, Half(), WeightInt(4)], ids=["float32", "float16", "int4"])
+def test_many_steps_in_a_call_score_as_one_by_one(cell, convert):
+    torch.manual_seed(0)
+    model = convert(CRNN(CRNNConfig(2, hidden_size=6, cell=cell)).eval())
+    samples = np.random.default_rng(0).normal(0, 0.1, 5 * 16_000 + 77).astype(np.float32)
+    times, scores = stream.carried_scores(StreamingModel(model), samples)
+    for block_s in (0.3, 1.0, 60.0):
+        fast_times, fast = streams.carried_scores(model, samples, block_s)
+        np.testing.assert_allclose(fast_times, times)
+        np.testing.assert_allclose(fast, scores, atol=5e-3 if convert.__class__ is Half else 1e-5)
+
+
+TIMES = np.arange(1, 101) / 10  # ten seconds, ten scores in each
+TRACK = Track(np.zeros(160_000, np.float32), [(2.0, 3.0), (6.0, 7.0)])
+
+
+def scored(**peaks):
+    scores = np.zeros(100)
+    for t, value in peaks.items():
+        scores[round(float(t[1:].replace("_", ".")) * 10) - 1] = value
+    return [(TRACK, TIMES, scores)]
+
+
+def test_what_is_heard_counted_by_hand():
+    tracks = scored(s2_5=3.0, s2_9=5.0, s3_4=4.0, s5_0=2.0, s9_0=1.0)
+    table = streams.heard(tracks, [4.5, 2.5, 1.5, 0.5])
+    assert list(table["found"]) == [1, 1, 1, 1]
+    assert list(table["false_alarms"]) == [0, 0, 1, 2]
+    assert list(table["miss_rate"]) == [0.5] * 4
+    np.testing.assert_allclose(table["other_hours"], (2 + 2.5 + 2.5) / 3600)
+    np.testing.assert_allclose(table["fa_per_h"], np.array([0, 0, 1, 2]) / (7 / 3600))
+    np.testing.assert_allclose(table["latency_s"], [-0.1, -0.5, -0.5, -0.5])
+
+
+def test_the_calibrated_threshold_is_the_lowest_that_keeps_the_rate():
+    tracks = scored(s2_5=3.0, s4_0=2.5, s4_2=2.0, s5_0=1.0, s9_0=1.5)  # 4.0 and 4.2 are one alarm
+    per_alarm = 3600 / 7
+    for allowed, lowest in ((0, 2.5), (1, 1.5), (2, 1.0), (3, 0.0)):
+        threshold = streams.calibrate(tracks, allowed * per_alarm + 1)
+        assert threshold == pytest.approx(lowest) and threshold > lowest
+        assert streams.heard(tracks, [threshold])["false_alarms"].iloc[0] == allowed
+
+
+def test_no_alarm_at_all_still_allows_some():
+    assert streams.most_fa_per_h(0, 1.0) == pytest.approx(-np.log(0.05))
+    rate = streams.most_fa_per_h(4, 2.0)
+    assert stats.poisson.cdf(4, rate * 2.0) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("described", "message"),
+    [
+        ("[]", "must be an object"),
+        ("{", "is no specification"),
+        ('{"hours": 2}', "must be an object with some of .*minutes"),
+        ('{"minutes": -1}', "minutes must be above 0"),
+        ('{"minutes": "many"}', "finite numbers"),
+        ('{"minutes": NaN}', "finite numbers"),
+        ('{"words_per_minute": 61}', "from 0 to 60"),
+        ('{"keyword_share": 2}', "from 0 to 1"),
+        ('{"snr_db": [30, 10]}', "from low to high"),
+        ('{"noise": ["loud"]}', "unknown noise loud"),
+        ('{"keyword_times_s": [299.5]}', "in a track of 300 s"),
+        ('{"snr_db": 5}', "spec.json|range"),
+    ],
+)
+def test_bad_specifications_get_one_sentence(tmp_path, described, message):
+    (tmp_path / "spec.json").write_text(described)
+    with pytest.raises(SpecError, match=message):
+        streams.read_spec(tmp_path / "spec.json")
+
+
+def test_a_specification_comes_back_from_its_file(tmp_path):
+    (tmp_path / "spec.json").write_text(json.dumps({"minutes": 2, "snr_db": [0, 10], "noise": ["pink"]}))
+    assert streams.read_spec(tmp_path / "spec.json") == StreamSpec(minutes=2, snr_db=(0, 10), noise=("pink",))
+
+
+def test_words_that_are_not_there_are_named(corpus):
+    others = np.flatnonzero(~corpus.is_keyword("go"))
+    with pytest.raises(SpecError, match="needs clips of 'go'"):
+        next(streams.render(corpus, others, "go", StreamSpec()))
+    with pytest.raises(SpecError, match="needs clips of them"):
+        next(streams.render(corpus, np.flatnonzero(corpus.is_keyword("go")), "go", StreamSpec()))
