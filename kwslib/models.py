@@ -118,6 +118,22 @@ class CRNN(nn.Module):
     def forward(self, logmel: Tensor) -> Tensor:
         return self.outputs(logmel).logits
 
+    def step_logits(self, logmel: Tensor, window: int) -> Tensor:
+        """Logits after every step, as a stream gives them: (B, F, T) -> (B, S, K).
+
+        The recurrent state is carried through; attention sees the last ``window`` steps, in the beginning fewer.
+        """
+        hidden, _ = self.gru(self.steps(logmel))
+        energies = self.attention.energy(hidden)[..., 0]
+        return self.classifier(attend_windows(hidden, energies, window))
+
+
+def attend_windows(hidden: Tensor, energies: Tensor, window: int) -> Tensor:
+    """Attention that ends at each step and sees the last ``window`` ones: (B, S, H), (B, S) -> contexts (B, S, H)."""
+    earlier = nn.functional.pad(hidden, (0, 0, window - 1, 0)).unfold(1, window, 1)  # (B, S, H, window)
+    weights = nn.functional.pad(energies, (window - 1, 0), value=-torch.inf).unfold(1, window, 1).softmax(-1)
+    return (earlier * weights.unsqueeze(2)).sum(-1)
+
 
 @torch.no_grad()
 def absorb_normalization(model: CRNN, mean: float, std: float) -> CRNN:

@@ -18,7 +18,7 @@ from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE
 from kwslib.corpora import Corpus
 from kwslib.features import from_int16
 from kwslib.metrics import TOLERANCE_S, count_events
-from kwslib.models import keyword_score
+from kwslib.models import attend_windows, keyword_score
 from kwslib.stream import StreamingModel, Track, events
 
 TRACK_S = 300.0  # a stream is made and heard in tracks of so many seconds, each a fresh start
@@ -192,12 +192,9 @@ def carried_scores(model: nn.Module, samples: np.ndarray, block_s: float = 60.0)
         frames = frames[:, :, n_steps * config.stride[1] :]
         outputs = torch.cat([outputs, new_outputs], dim=1)
         energies = torch.cat([energies, model.attention.energy(new_outputs)[..., 0]], dim=1)
-        short = max(0, window - 1 + n_steps - outputs.shape[1])  # the window is not full in the beginning
-        padded = nn.functional.pad(outputs, (0, 0, short, 0)).unfold(1, window, 1)
-        weights = nn.functional.pad(energies, (short, 0), value=-torch.inf).unfold(1, window, 1).softmax(-1)
-        context = (padded * weights.unsqueeze(2)).sum(-1)[:, -n_steps:]
-        found.append(keyword_score(model.classifier(context[0])).numpy())
-        outputs, energies = outputs[:, -(window - 1) :], energies[:, -(window - 1) :]
+        context = attend_windows(outputs, energies, window)[0, -n_steps:]
+        found.append(keyword_score(model.classifier(context)).numpy())
+        outputs, energies = outputs[:, -window:], energies[:, -window:]
     scores = np.concatenate(found) if found else np.zeros(0, np.float32)
     return streaming.step_times_s(0, len(scores)), scores
 

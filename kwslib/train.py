@@ -21,6 +21,7 @@ from kwslib.metrics import au_fa_fr
 from kwslib.models import (
     CRNN,
     CheckpointError,
+    Outputs,
     absorb_normalization,
     keyword_score,
     read_tensors,
@@ -91,6 +92,45 @@ class Tune:
 
 
 @dataclass(frozen=True)
+class Sequences:
+    """Clips one after another, through which the state is carried: how a model learns to live on a stream.
+
+    Each clip counts by its highest score on the way (max pooling over time, Sun et al. 2017, arXiv:1705.02411),
+    so other words must stay low at every step, also where one ends and the next begins; a keyword has
+    to be heard once. Just after a keyword clip, for as long as attention still sees it, nothing is asked.
+
+    Attributes:
+        clips: in a row.
+        keyword_share: of the clips; on a stream keywords are rare.
+    """
+
+    clips: int = 10
+    keyword_share: float = 0.12
+
+    def __post_init__(self):
+        if self.clips < 2 or not 0 < self.keyword_share < 1:
+            raise ValueError(f"a sequence has two clips or more, some of them keywords, not {self}")
+
+
+@dataclass(frozen=True)
+class StreamTune:
+    """A step after training that tunes on sequences of clips, see ``Sequences``.
+
+    Attributes:
+        training: with the experiment's losses, teacher and augmentation.
+        bits: quantization-aware, for a ``WeightInt`` of so many bits that follows; 0 for float32.
+    """
+
+    training: Training
+    sequences: Sequences = Sequences()
+    bits: int = 0
+
+    def __call__(self, model: CRNN, tune: Callable) -> CRNN:
+        tune(model, self.training, sequences=self.sequences, weight_bits=self.bits)
+        return model.eval()
+
+
+@dataclass(frozen=True)
 class Data:
     """What a training reads: N clips to learn from in V augmented views, and the clips to select on.
 
@@ -156,6 +196,7 @@ def fit(
     trained: bool = False,
     weight_bits: int = 0,
     penalty: Callable[[nn.Module], Tensor] | None = None,
+    sequences: Sequences | None = None,
     resume: Path | None = None,
     on_epoch: Callable[[dict], None] = lambda row: None,
     device: str = "cpu",
@@ -170,6 +211,8 @@ def fit(
             model is validated (scales and biases still in float32); the optimizer moves the unrounded ones
             (straight-through, Bengio et al. 2013, arXiv:1308.3432). 0 leaves the weights alone.
         penalty: of the model's weights, added to the losses; then the last epoch is kept instead of the best.
+        sequences: learn from clips in a row instead of one by one; then, too, the last epoch is kept: the best
+            clip model is not the best on a stream.
         resume: file that holds the whole state after each epoch; picked up when it exists.
         on_epoch: called with each row of the history as it is made.
 
@@ -190,7 +233,9 @@ def fit(
         raise ValueError(f"a {type(model).__name__} cannot absorb a normalization: train it with normalize=False")
     if teacher is not None:
         teacher = teacher.to(device).eval()
-    loop = _Loop(model.to(device), teacher, data, training, losses, augmentation, seed, device, weight_bits, penalty)
+    loop = _Loop(
+        model.to(device), teacher, data, training, losses, augmentation, seed, device, weight_bits, penalty, sequences
+    )
     if trained and training.normalize:  # it has absorbed these constants; now they come from outside again
         absorb_normalization(model, -loop.mean / loop.std, 1 / loop.std)
     history = loop.load(resume) if resume is not None else []
@@ -215,9 +260,20 @@ class _Loop:
     """The state that must survive an interruption, and what it works on."""
 
     def __init__(
-        self, model, teacher, data, training, losses, augmentation, seed: int, device: str, weight_bits=0, penalty=None
+        self,
+        model,
+        teacher,
+        data,
+        training,
+        losses,
+        augmentation,
+        seed: int,
+        device: str,
+        weight_bits=0,
+        penalty=None,
+        sequences=None,
     ):
-        self.weight_bits, self.penalty = weight_bits, penalty
+        self.weight_bits, self.penalty, self.sequences = weight_bits, penalty, sequences
         self.model, self.teacher, self.data, self.device = model, teacher, data, device
         self.training, self.losses, self.augmentation = training, losses, augmentation
         self.random = Generator().manual_seed(seed)
@@ -232,7 +288,8 @@ class _Loop:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
         self.scaler = torch.amp.GradScaler(device, enabled=training.precision == "float16")
         counts = np.bincount(data.labels, minlength=2)
-        self.clip_weights = torch.from_numpy(1.0 / np.maximum(counts, 1))[torch.from_numpy(data.labels).long()]
+        shares = np.array([0.5, 0.5] if sequences is None else [1 - sequences.keyword_share, sequences.keyword_share])
+        self.clip_weights = torch.from_numpy(shares / np.maximum(counts, 1))[torch.from_numpy(data.labels).long()]
         self.mean, self.std = 0.0, 1.0
         if training.normalize:
             some = data.bank[0, ::16].astype(np.float32)
@@ -261,7 +318,11 @@ class _Loop:
             rate = learning_rate_factor(self.training, (epoch + i / len(starts)) / self.training.epochs)
             self.optimizer.param_groups[0]["lr"] = self.training.learning_rate * rate
             chosen = clips[start : start + size]
-            x = torch.from_numpy(self.data.bank[views[start : start + size], chosen]).float()
+            if self.sequences is not None:  # whole rows only
+                chosen = chosen[: len(chosen) // self.sequences.clips * self.sequences.clips]
+                if not len(chosen):
+                    continue
+            x = torch.from_numpy(self.data.bank[views[start : start + len(chosen)], chosen]).float()
             x = spec_augment(x, self.augmentation, self.random).to(self.device)
             labels = torch.from_numpy(self.data.labels[chosen]).long().to(self.device)
             for name, value in self._step(x, labels).items():
@@ -270,12 +331,12 @@ class _Loop:
 
     def _step(self, x: Tensor, labels: Tensor) -> dict[str, float]:
         with torch.no_grad():
-            taught = self.teacher.outputs(x) if self.teacher is not None else None
+            taught = self._outputs(self.teacher, x, labels) if self.teacher is not None else None
             unrounded = [weight.clone() for weight in self.model.parameters()] if self.weight_bits else []
         if self.weight_bits:
             round_weights(self.model, self.weight_bits)
         with torch.autocast(self.device, getattr(torch, self.training.precision), self.training.precision != "float32"):
-            learnt = self.model.outputs((x - self.mean) / self.std)
+            learnt = self._outputs(self.model, (x - self.mean) / self.std, labels)
         learnt = learnt._replace(**{name: part.float() for name, part in learnt._asdict().items() if part is not None})
         terms = {}
         for i, term in enumerate(self.losses):
@@ -297,6 +358,10 @@ class _Loop:
             self.average.update_parameters(self.model)
         return {"loss": loss.item(), **{name: value.item() for name, value in terms.items()}}
 
+    def _outputs(self, model: nn.Module, x: Tensor, labels: Tensor) -> Outputs:
+        """What a model says of each clip; of clips in a row, its logits where it scores highest."""
+        return model.outputs(x) if self.sequences is None else _pooled(model, x, labels, self.sequences.clips)
+
     def validate(self, epoch: int) -> dict:
         """Score the selection part; remember the weights when they are the best so far."""
         model = self.model if self.average is None else self.average.module
@@ -310,7 +375,7 @@ class _Loop:
         area = au_fa_fr(scores, self.data.val_labels.astype(bool))
         loss = float(np.mean(np.logaddexp(0, np.where(self.data.val_labels == 1, -scores, scores))))
         better = [area, loss] < self.best["key"]  # equal areas (often 0): the lower loss
-        better = better or self.penalty is not None  # the last one: the penalty works at the expense of the area
+        better = better or self.penalty is not None or self.sequences is not None  # these work at the area's expense
         if better:
             self.best = {"key": [area, loss], "model": _copy(model)}
         return {"val_au_fa_fr": area, "val_loss": loss, "best": int(better)}
@@ -338,6 +403,28 @@ class _Loop:
         torch.set_rng_state(state["torch_random"])
         self.best = state["best"]
         return state["history"]
+
+
+SEAM = 3  # frames of a clip that see the silence before it, which a stream does not have
+
+
+def _pooled(model: CRNN, x: Tensor, labels: Tensor, clips: int) -> Outputs:
+    """Logits of each clip in a row at the step that scores highest: (B * clips, F, T) -> (B * clips, K)."""
+    config, length = model.config, x.shape[2] - SEAM
+    rows = x.unflatten(0, (-1, clips))
+    stream = torch.cat([rows[:, 0, :, :SEAM], *rows[:, :, :, SEAM:].unbind(1)], dim=2)  # (B, F, SEAM + clips * length)
+    logits = model.step_logits(stream, config.n_steps(x.shape[2]))
+    ends = torch.arange(logits.shape[1], device=x.device) * config.stride[1] + config.kernel_size[1] - 1
+    clip = ((ends - SEAM) // length).clamp(0)  # to which clip a step belongs: where its last frame lies
+    into = ends - SEAM - clip * length
+    after_keyword = nn.functional.pad(labels.unflatten(0, (-1, clips))[:, :-1], (1, 0)).bool()  # (B, clips)
+    scores = keyword_score(logits.flatten(0, 1)).unflatten(0, logits.shape[:2])
+    best = []
+    for number in range(clips):
+        asked = (clip == number) & ~(after_keyword[:, number, None] & (into < length // 2))
+        best.append(scores.masked_fill(~asked, -torch.inf).argmax(1))
+    index = torch.stack(best, dim=1)[..., None].expand(-1, -1, logits.shape[2])
+    return Outputs(logits.gather(1, index).flatten(0, 1), None, None, None, None)
 
 
 def _name(position: int, term: object) -> str:
