@@ -26,11 +26,14 @@ def net(precision="float32", cell="gru"):
     return convert(CRNN(CONFIGS[cell]).eval())
 
 
-def test_log_mels_in_plain_products():
+@pytest.mark.parametrize("keep_tables", [True, False])
+def test_log_mels_in_plain_products(keep_tables):
     samples = torch.randn(2, 16_000, generator=torch.Generator().manual_seed(0)) * 0.1
     samples[1, 4_000:] = 0  # silence is clamped in both
     front_end = LogMel()
-    torch.testing.assert_close(export._LogMel(front_end)(samples), front_end.frames(samples), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        export._LogMel(front_end, keep_tables)(samples), front_end.frames(samples), atol=1e-4, rtol=0
+    )
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".ts"])
@@ -49,6 +52,12 @@ def test_coarser_precisions_stay_within_parity_or_say_so(precision, suffix):
         assert export.detector(net(precision), suffix, DESCRIBED)
     except export.ExportError as error:  # float16 sums in another order
         assert precision == "float16" and "off by" in str(error)
+
+
+def test_an_onnx_detector_is_little_more_than_its_weights_and_mel_filters():
+    model = net()
+    weights = 4 * sum(p.numel() for p in model.parameters())
+    assert len(export.detector(model, ".onnx", DESCRIBED)) < weights + 4 * 201 * 40 + 30_000
 
 
 def test_what_it_is_stands_in_the_file():
