@@ -7,7 +7,7 @@ from dataclasses import replace
 import pandas as pd
 import torch
 from joblib import cpu_count
-from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky import ProcessPoolExecutor
 
 from kwslib import checkpoints, metrics, records, train
 from kwslib.study import Study
@@ -24,9 +24,9 @@ def rescore(study: Study, experiments: Sequence[str]) -> pd.DataFrame:
         CheckpointError: a file is missing or damaged.
     """
     runs = [r for r in records.load(study.name) if r["experiment"] in experiments]
-    get_reusable_executor().shutdown()  # workers that trained could remember more than the files say
-    pool = get_reusable_executor(max_workers=cpu_count())
-    rows = pool.map(_rescored, [replace(study)] * len(runs), runs)
+    # Processes of its own: workers that trained could remember more than the files say.
+    with ProcessPoolExecutor(max_workers=cpu_count()) as pool:
+        rows = list(pool.map(_rescored, [replace(study)] * len(runs), runs))
     return pd.DataFrame([row for pair in rows for row in pair])
 
 

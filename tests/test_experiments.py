@@ -195,6 +195,7 @@ def test_a_chain_of_steps_is_what_its_files_say_in_fresh_processes(study):
     record["metrics"]["au_fa_fr"] += 1e-12
     file.write_text(json.dumps(record))
     assert list(rescore(study, ["chain"])["equal"]) == [True, True, False, False]
+    run(study, [BASELINE, dataclasses.replace(STUDENT, name="afterwards")])  # rescoring leaves the workers alone
 
 
 def test_a_control_must_be_there_and_train_as_long(study):
