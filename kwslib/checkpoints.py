@@ -84,7 +84,7 @@ def sizes(model: nn.Module) -> dict[str, int]:
     saved = weights if getattr(model, "weight_bits", 0) else model.state_dict()
     return {
         "state_dict_bytes": len(tensors_file(saved)),
-        "weights_bytes": sum(t.numel() * t.element_size() + (4 if t.is_quantized else 0) for t in weights.values()),
+        "weights_bytes": sum(map(_n_bytes, weights.values())),
     }
 
 
@@ -154,7 +154,7 @@ def compact(model: nn.Module, sidecar: dict) -> bytes:
     Args:
         sidecar: of its checkpoint; kept are keyword, threshold, features and sizes.
     """
-    config, features = config_of(sidecar["model"]), FeatureConfig(**_fields(sidecar["features"]))
+    config, features = config_of(sidecar["model"]), features_of(sidecar)
     described = {
         "precision": precision_of(model),
         "keyword": sidecar.get("keyword"),
@@ -176,9 +176,14 @@ def _changed(config: object) -> dict:
     return {f.name: getattr(config, f.name) for f in fields if getattr(config, f.name) != f.default}
 
 
-def _fields(described: dict) -> dict:
-    """Without the name of the class."""
-    return {name: value for name, value in described.items() if name != "class"}
+def features_of(sidecar: dict) -> FeatureConfig:
+    """The front end that a sidecar describes."""
+    return FeatureConfig(**{name: value for name, value in sidecar["features"].items() if name != "class"})
+
+
+def _n_bytes(tensor: Tensor) -> int:
+    """Of the numbers alone; a quantized tensor has its scale besides."""
+    return tensor.numel() * tensor.element_size() + (4 if tensor.is_quantized else 0)
 
 
 def _raw(tensor: Tensor) -> bytes:
@@ -218,7 +223,7 @@ def _load_compact(path: Path) -> tuple[nn.Module, dict]:
         model = _empty(config, described["precision"])
         state, at = {}, 0
         for name, like in tensors(model).items():
-            size = len(_raw(like))
+            size = _n_bytes(like)
             state[name], at = _from_raw(body[at : at + size], like), at + size
         if at != len(body):
             raise ValueError(f"its weights take {len(body)} bytes, not {at}")

@@ -135,8 +135,7 @@ def _open_checkpoint(options: argparse.Namespace) -> tuple[torch.nn.Module, CRNN
     compact = options.checkpoint.suffix == checkpoints.COMPACT_SUFFIX
     if options.command == "stream" or compact or models.is_described(options.checkpoint):
         model, sidecar = checkpoints.load(options.checkpoint)
-        wanted = {key: value for key, value in sidecar["features"].items() if key != "class"}
-        return model, model.config, FeatureConfig(**wanted), sidecar
+        return model, model.config, checkpoints.features_of(sidecar), sidecar
     model = models.load_published(options.checkpoint, options.mel_stride, options.frame_stride)
     print(
         f"{options.checkpoint} has no description beside it: taken for a published state dict, "

@@ -9,6 +9,7 @@ import io
 import json
 import pickle
 import warnings
+from collections.abc import Container
 from pathlib import Path
 from typing import NamedTuple
 
@@ -162,10 +163,10 @@ def on_grid(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def round_weights(model: nn.Module, bits: int) -> nn.Module:
-    """Move every weight to its grid, in place; biases, of which there are few, stay as they are."""
-    for weight in model.parameters():
-        if weight.dim() > 1:
+def round_weights(model: nn.Module, bits: int, names: Container[str] | None = None) -> nn.Module:
+    """Move every weight, or those of these names, to its grid, in place; biases, few as they are, stay."""
+    for name, weight in model.named_parameters():
+        if weight.dim() > 1 and (names is None or name in names):
             whole, scale = on_grid(weight, bits)
             weight.copy_(whole * scale)
     return model

@@ -15,7 +15,7 @@ from torch.ao.nn.quantized import dynamic
 from kwslib.config import FeatureConfig
 from kwslib.features import SILENCE, n_frames
 from kwslib.metrics import au_fa_fr
-from kwslib.models import CRNN, on_grid, round_weights
+from kwslib.models import CRNN, round_weights
 from kwslib.train import Training, score
 
 INT8 = (dynamic.GRU, dynamic.LSTM, dynamic.Linear)
@@ -209,10 +209,8 @@ def layer_errors(model: nn.Module, bits: int, logmels: np.ndarray, is_keyword: n
     before = au_fa_fr(score(model, logmels), is_keyword)
     rows = {}
     for layer in [*layers, "all"]:
-        rounded, own = copy.deepcopy(model), [n for n in weights if layer in ("all", layer_of(n))]
-        for name in own:
-            whole, scale = on_grid(weights[name], bits)
-            rounded.get_parameter(name).copy_(whole * scale)
+        own = [name for name in weights if layer in ("all", layer_of(name))]
+        rounded = round_weights(copy.deepcopy(model), bits, own)
         part = layer.split()[0]
         exact, noisy = (_output_of(net, "" if layer == "all" else part, some) for net in (model, rounded))
         area = au_fa_fr(score(rounded, logmels), is_keyword)

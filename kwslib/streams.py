@@ -14,15 +14,17 @@ import pandas as pd
 import torch
 from torch import nn
 
+from kwslib.augment import speech_power
 from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE
 from kwslib.corpora import Corpus
 from kwslib.features import from_int16
 from kwslib.metrics import TOLERANCE_S, count_events
 from kwslib.models import attend_windows, keyword_score
 from kwslib.stream import StreamingModel, Track, events
+from kwslib.synthesis import coloured_noise
 
 TRACK_S = 300.0  # a stream is made and heard in tracks of so many seconds, each a fresh start
-COLOURS = {"white": 0.0, "pink": 1.0, "brown": 2.0}  # power falls with this power of the frequency
+COLOURS = {"white": 0.0, "pink": 0.5, "brown": 1.0}  # amplitude falls with this power of the frequency
 CLIP_S = CLIP_SAMPLES / SAMPLE_RATE
 
 
@@ -138,12 +140,11 @@ def _track(corpus: Corpus, keywords, others, spec: StreamSpec, seconds: float, r
     noise_power = 10 ** (spec.noise_db / 10)
     keywords_s = []
     for begin, is_keyword in sorted(planned):
-        clip = from_int16(corpus.waveforms[rng.choice(keywords if is_keyword else others)]).numpy()
-        loudest = np.square(clip).reshape(-1, 160).mean(1)
-        power = loudest[loudest >= loudest.max() / 100].mean() if loudest.max() > 0 else 1.0  # of the speech alone
+        clip = from_int16(corpus.waveforms[rng.choice(keywords if is_keyword else others)])
+        power = float(speech_power(clip[None])) or 1.0  # of silence: none
         gain = np.sqrt(noise_power * 10 ** (rng.uniform(*spec.snr_db) / 10) / power)
         start = round(begin * SAMPLE_RATE)
-        samples[start : start + CLIP_SAMPLES] += clip * gain
+        samples[start : start + CLIP_SAMPLES] += clip.numpy() * gain
         if is_keyword:
             keywords_s.append((start / SAMPLE_RATE, start / SAMPLE_RATE + CLIP_S))
     return Track(np.clip(samples, -1, 1), keywords_s)
@@ -162,9 +163,7 @@ def _noise(corpus: Corpus, spec: StreamSpec, n_samples: int, rng: np.random.Gene
             recording = recordings[rng.integers(len(recordings))].astype(np.float32)
             sound = np.resize(np.roll(recording, int(rng.integers(len(recording)))), size)
         else:
-            spectrum = np.fft.rfft(rng.standard_normal(size))
-            spectrum /= np.maximum(np.arange(len(spectrum)), size * 50 / SAMPLE_RATE) ** (COLOURS[kind] / 2)
-            sound = np.fft.irfft(spectrum, size)
+            sound = coloured_noise(rng, size, COLOURS[kind], lowest_hz=50.0)
         level = np.sqrt(np.square(sound).mean()) or 1.0
         out[start : start + size] = sound / level * 10 ** (spec.noise_db / 20)
     return out
@@ -180,8 +179,8 @@ def carried_scores(model: nn.Module, samples: np.ndarray, block_s: float = 60.0)
     config, front_end, window = model.config, streaming.front_end, streaming.window
     hop = config.stride[1] * front_end.config.hop_length
     block = round(block_s * SAMPLE_RATE / hop) * hop
-    state, found = streaming.initial_state(), []
-    audio, frames, hidden, outputs, energies = state
+    found = []
+    audio, frames, hidden, outputs, energies = streaming.initial_state()
     for piece in torch.from_numpy(np.asarray(samples, np.float32))[None].split(block, dim=1):
         audio, new = streaming._take_frames(torch.cat([audio, piece], dim=1))
         frames = torch.cat([frames, new], dim=2)

@@ -302,6 +302,13 @@ def place(speech: np.ndarray, noise: np.ndarray, rng: np.random.Generator, confi
     return np.round(clip * 32767).astype(np.int16)
 
 
+def coloured_noise(rng: np.random.Generator, n: int, exponent: float, lowest_hz: float = 20.0) -> np.ndarray:
+    """Noise whose amplitude falls with this power of the frequency, from ``lowest_hz`` on, of any level, (n,)."""
+    spectrum = np.fft.rfft(rng.standard_normal(n))
+    frequency_hz = np.fft.rfftfreq(n, 1 / SAMPLE_RATE)
+    return np.fft.irfft(spectrum / np.maximum(frequency_hz, lowest_hz) ** exponent, n)
+
+
 def noise_recordings(purpose: str, seconds: int = 60) -> dict[str, np.ndarray]:
     """Recordings of white, pink and brown noise, mains hum and two babbles, as int16.
 
@@ -311,9 +318,7 @@ def noise_recordings(purpose: str, seconds: int = 60) -> dict[str, np.ndarray]:
     rng, n = _rng("noise", purpose), seconds * SAMPLE_RATE
     recordings = {}
     for name, exponent in (("white", 0.0), ("pink", 0.5), ("brown", 1.0)):
-        spectrum = np.fft.rfft(rng.standard_normal(n))
-        frequency_hz = np.fft.rfftfreq(n, 1 / SAMPLE_RATE)
-        recordings[name] = np.fft.irfft(spectrum / np.maximum(frequency_hz, 20.0) ** exponent, n)
+        recordings[name] = coloured_noise(rng, n, exponent)
     t = np.arange(n) / SAMPLE_RATE
     overtones = sum(rng.uniform(0.1, 1) / k * np.sin(2 * np.pi * 50 * k * t + rng.uniform(0, 7)) for k in range(1, 12))
     recordings["hum"] = overtones + 0.02 * rng.standard_normal(n)
