@@ -5,6 +5,7 @@ An honest question to every trick that shrinks a model is whether another small 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,42 @@ class SeparableConfig:
 
 
 @dataclass(frozen=True)
+class TimeNetConfig:
+    """Sizes of a separable net that also runs on a stream: nothing is padded, and the mean is over the last second.
+
+    Attributes:
+        channels, kernels, strides: of each block, as of ``SeparableConfig``.
+    """
+
+    channels: tuple[int, ...] = (24, 20, 32)
+    kernels: tuple[int, ...] = (9, 11, 13)
+    strides: tuple[int, ...] = (2, 2, 2)
+    n_mels: int = 40
+    num_classes: int = 2
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """(mel bins, frames) from step to step of the last block."""
+        return self.n_mels, prod(self.strides)
+
+    @property
+    def kernel_size(self) -> tuple[int, int]:
+        """(mel bins, frames) that one step of the last block sees."""
+        seen, apart = 1, 1
+        for kernel, stride in zip(self.kernels, self.strides, strict=True):
+            seen, apart = seen + (kernel - 1) * apart, apart * stride
+        return self.n_mels, seen
+
+    @property
+    def hidden_size(self) -> int:
+        return self.channels[-1]
+
+    def n_steps(self, n_frames: int) -> int:
+        """Steps of the last block for so many log-mel frames: 101 frames give 4 by default."""
+        return max(0, (n_frames - self.kernel_size[1]) // self.stride[1] + 1)
+
+
+@dataclass(frozen=True)
 class BCResNetConfig:
     """Sizes of a broadcasted residual net; a ``base_channels`` of 8 is BC-ResNet-1."""
 
@@ -40,6 +77,15 @@ class BCResNetConfig:
 def _only(logits: Tensor) -> Outputs:
     """Outputs of a net that has no attention and no recurrent layers."""
     return Outputs(logits, None, None, None, None)
+
+
+def _separable_blocks(config: "SeparableConfig | TimeNetConfig", padded: bool) -> list[list[nn.Module]]:
+    blocks, size = [], config.n_mels
+    for channels, kernel, stride in zip(config.channels, config.kernels, config.strides, strict=True):
+        over_time = nn.Conv1d(size, size, kernel, stride, kernel // 2 if padded else 0, groups=size, bias=False)
+        blocks.append([over_time, nn.Conv1d(size, channels, 1, bias=False), nn.BatchNorm1d(channels), nn.ReLU()])
+        size = channels
+    return blocks
 
 
 class SeparableNet(nn.Module):
@@ -54,20 +100,81 @@ class SeparableNet(nn.Module):
         super().__init__()
         self.config = config
         layers: list[nn.Module] = [nn.BatchNorm1d(config.n_mels, affine=False)]
-        size = config.n_mels
-        for channels, kernel, stride in zip(config.channels, config.kernels, config.strides, strict=True):
-            layers += [
-                nn.Conv1d(size, size, kernel, stride, kernel // 2, groups=size, bias=False),
-                nn.Conv1d(size, channels, 1, bias=False),
-                nn.BatchNorm1d(channels),
-                nn.ReLU(),
-            ]
-            size = channels
+        for block in _separable_blocks(config, padded=True):
+            layers += block
         self.blocks = nn.Sequential(*layers)
-        self.classifier = nn.Linear(size, config.num_classes)
+        self.classifier = nn.Linear(config.channels[-1], config.num_classes)
 
     def forward(self, logmel: Tensor) -> Tensor:
         return self.classifier(self.blocks(logmel).mean(-1))
+
+    def outputs(self, logmel: Tensor) -> Outputs:
+        return _only(self(logmel))
+
+
+class _Mean(nn.Module):
+    """In the place of attention: no step counts more than another."""
+
+    def energy(self, hidden: Tensor) -> Tensor:
+        return torch.zeros_like(hidden[..., :1])
+
+
+class TimeNet(nn.Module):
+    """The blocks of ``SeparableNet`` without padding, each with a cache of its own on a stream.
+
+    It has the methods through which a stream runs a CRNN, and no recurrent layer: its state is empty. Whatever
+    it heard more than a second ago is forgotten.
+
+    Shapes:
+        forward(logmel): (B, F, T) -> logits (B, K)
+        steps(logmel):   (B, F, T) -> (B, S, C)
+
+    Raises:
+        ValueError: fewer frames than one step needs.
+    """
+
+    def __init__(self, config: TimeNetConfig = TimeNetConfig()):
+        super().__init__()
+        self.config = config
+        self.norm = nn.BatchNorm1d(config.n_mels, affine=False)
+        self.blocks = nn.ModuleList(nn.Sequential(*block) for block in _separable_blocks(config, padded=False))
+        self.attention = _Mean()
+        self.classifier = nn.Linear(config.hidden_size, config.num_classes)
+
+    def steps(self, logmel: Tensor) -> Tensor:
+        if logmel.shape[2] < self.config.kernel_size[1]:
+            raise ValueError(f"expected at least {self.config.kernel_size[1]} frames, got {logmel.shape[2]}")
+        x = self.norm(logmel)
+        for block in self.blocks:
+            x = block(x)
+        return x.transpose(1, 2)
+
+    def initial_caches(self, batch: int) -> tuple[Tensor, ...]:
+        """What each block keeps of a stream that has not begun, (B, C, 0)."""
+        sizes, dtype = (self.config.n_mels, *self.config.channels[:-1]), self.blocks[0][0].weight.dtype
+        return tuple(torch.zeros(batch, size, 0, dtype=dtype) for size in sizes)
+
+    def columns(self, frames: Tensor, caches: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The steps that new frames (B, F, T) of a stream complete, (B, S, C), and what each block must keep."""
+        x, kept = self.norm(frames.to(self.blocks[0][0].weight.dtype)), []
+        for block, cache in zip(self.blocks, caches, strict=True):
+            (kernel,), (stride,) = block[0].kernel_size, block[0].stride
+            x = torch.cat([cache, x], dim=2)
+            n_steps = max(0, (x.shape[2] - kernel) // stride + 1)
+            kept.append(x[:, :, n_steps * stride :].clone())
+            x = block(x) if n_steps else x.new_zeros(len(x), block[1].out_channels, 0)
+        return x.transpose(1, 2), tuple(kept)
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Of no recurrent layers, (0, B, C)."""
+        return torch.zeros(0, batch, self.config.hidden_size, dtype=self.blocks[0][0].weight.dtype)
+
+    def recur(self, steps: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Nothing recurs."""
+        return steps, state
+
+    def forward(self, logmel: Tensor) -> Tensor:
+        return self.classifier(self.steps(logmel).mean(1))
 
     def outputs(self, logmel: Tensor) -> Outputs:
         return _only(self(logmel))
@@ -166,8 +273,8 @@ class Ensemble(nn.Module):
         return mean._replace(attention=torch.stack([out.attention for out in each]).mean(0))
 
 
-Config = CRNNConfig | SeparableConfig | BCResNetConfig
-NETS = {CRNNConfig: CRNN, SeparableConfig: SeparableNet, BCResNetConfig: BCResNet}
+Config = CRNNConfig | SeparableConfig | TimeNetConfig | BCResNetConfig
+NETS = {CRNNConfig: CRNN, SeparableConfig: SeparableNet, TimeNetConfig: TimeNet, BCResNetConfig: BCResNet}
 
 
 def build(config: Config) -> nn.Module:

@@ -152,13 +152,14 @@ def compact(model: nn.Module, sidecar: dict) -> bytes:
     written: they follow from the description. safetensors spends 1.3 kB on them for the smallest student.
 
     Args:
-        sidecar: of its checkpoint; kept are keyword, threshold, features and sizes.
+        sidecar: of its checkpoint; kept are keyword, threshold, decision, features and sizes.
     """
     config, features = config_of(sidecar["model"]), features_of(sidecar)
     described = {
         "precision": precision_of(model),
         "keyword": sidecar.get("keyword"),
         "threshold": sidecar.get("threshold"),
+        "decision": {name: _short(value) for name, value in sidecar.get("decision", {}).items() if value is not None},
         "model": {"class": type(config).__name__, **_changed(config)},
         "features": _changed(features),
     }
@@ -168,6 +169,15 @@ def compact(model: nn.Module, sidecar: dict) -> bytes:
     body = b"".join(_raw(tensor) for tensor in tensors(model).values())
     content = COMPACT + struct.pack("<H", len(header)) + header + body
     return content + struct.pack("<I", zlib.crc32(content))
+
+
+def _short(number: float) -> float:
+    """Six digits are enough to decide by.
+
+    >>> _short(-1.23456789), _short(2)
+    (-1.23457, 2)
+    """
+    return number if isinstance(number, int) else float(f"{number:.6g}")
 
 
 def _changed(config: object) -> dict:
@@ -246,6 +256,8 @@ def _check_description(described: dict, config: Config, features: FeatureConfig,
         described.get("keyword", ""), str
     ):
         raise ValueError("its threshold is no number or its keyword no text")
+    if not isinstance(described.get("decision", {}), dict):
+        raise ValueError("its decision is no object")
     with torch.device("meta"):  # takes no memory
         promised = sum(p.numel() for p in build(config).parameters())
     if promised > most:

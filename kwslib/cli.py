@@ -16,6 +16,7 @@ from kwslib import (
     checkpoints,
     corpora,
     cost,
+    decide,
     export,
     features,
     listen,
@@ -25,6 +26,7 @@ from kwslib import (
     records,
     report,
     stream,
+    streams,
     train,
 )
 from kwslib.config import CRNNConfig, FeatureConfig, describe
@@ -71,6 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--corpus", required=True, metavar="C", help="a folder <root>/<word>/*.wav, or a known name")
     evaluate.add_argument("--keyword", metavar="W", help="the word to detect (default: the one it was trained for)")
     evaluate.add_argument("--threshold", type=float, help="logit to decide at (default: the checkpoint's)")
+    evaluate.add_argument(
+        "--stream",
+        type=Path,
+        metavar="SPEC",
+        help="count on a stream made of all clips, as data_splits/streams/*.json say",
+    )
     described = command("corpus", _corpus, "what a corpus holds, and which files were left out", checkpoint=False)
     described.add_argument("corpus", metavar="CORPUS", help="a folder <root>/<word>/*.wav, or a known name")
     described.add_argument("--keyword", help="of the synthetic corpus (default sheila)")
@@ -81,8 +89,10 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--stdin", action="store_true", help="raw signed 16-bit little-endian mono samples")
     source.add_argument("--mic", nargs="?", const="", metavar="DEVICE", help="a microphone, see kws devices")
     live.add_argument("--rate", type=int, default=16_000, metavar="HZ", help="of the samples from stdin (16000)")
-    live.add_argument("--threshold", type=float, default=0.5, help="score of an event (default 0.5)")
-    live.add_argument("--refractory-s", type=float, default=1.0, help="an event lasts this long (default 1 s)")
+    live.add_argument(
+        "--threshold", type=float, metavar="P", help="probability of an event (default: the checkpoint's)"
+    )
+    live.add_argument("--refractory-s", type=float, metavar="S", help="an event lasts this long (default 1 s)")
     microphones = command("devices", _devices, "list microphones", checkpoint=False)
     microphones.add_argument("--json", action="store_true", help="print JSON for programs")
     exported = command("export", _export, "write a detector for another runtime, compared with the model first")
@@ -169,6 +179,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     keyword = corpora.clean_keyword(options.corpus, options.keyword or known.get("keyword") or "")
     if not keyword:
         raise ValueError("this checkpoint does not say its keyword: name it with --keyword")
+    if options.stream is not None:
+        _print(_on_a_stream(options, model, front_end, known, keyword), options.json)
+        return
     # A keyword named here must be there; the checkpoint's own may be missing: then others are all there is to hear.
     wanted = keyword if options.corpus == "synthetic" else options.keyword
     corpus = corpora.load(_corpus_argument(options.corpus), wanted)
@@ -195,6 +208,18 @@ def _evaluate(options: argparse.Namespace) -> None:
     _print(result, options.json)
 
 
+def _on_a_stream(options, model, front_end, known: dict, keyword: str) -> dict:
+    """What is counted on a stream made of all clips of a corpus."""
+    stream.StreamingModel(model, framing=front_end.framing)  # complains of models that do not run on a stream
+    decision = decide.decision_of(known) or decide.Decision()
+    if options.threshold is not None:
+        decision = replace(decision, threshold=options.threshold)
+    spec = streams.read_spec(options.stream)
+    corpus = corpora.load(_corpus_argument(options.corpus), keyword)
+    tracks = streams.prepare(corpus, range(len(corpus.clips)), keyword, spec)
+    return decide.counted(streams.listen(model, tracks), decision)
+
+
 def _corpus(options: argparse.Namespace) -> None:
     keyword = options.keyword and corpora.clean_keyword(options.corpus, options.keyword)
     corpus = corpora.load(_corpus_argument(options.corpus), keyword)
@@ -219,10 +244,11 @@ def _stream(options: argparse.Namespace) -> None:
         chunks = listen.from_microphone(int(name) if name.isdigit() else name or None)
     else:
         chunks = listen.from_file(options.wav)
-    heard = ((t_s, float(stream.probability(score))) for t_s, score in stream.scores(streaming, chunks))
+    decision = _decision(options, known)
     bar = sys.stdout.isatty() and not options.json
     try:
-        for t_s, score, fired in stream.watched(heard, options.threshold, options.refractory_s):
+        for t_s, smoothed, fired in decision.watch(stream.scores(streaming, chunks)):
+            score = float(decision.probability(smoothed))
             row = {"t_s": round(t_s, 3), "score": score}
             detected = f"{t_s:8.2f} s  {known.get('keyword') or 'keyword'} detected, {score:.4f}"
             if options.json:
@@ -239,6 +265,25 @@ def _stream(options: argparse.Namespace) -> None:
     finally:
         if bar:
             print()
+
+
+def _decision(options: argparse.Namespace, known: dict) -> decide.Decision:
+    """The checkpoint's decision, with what was asked for instead; says on stderr what it is."""
+    made = decide.decision_of(known)
+    decision = made or decide.Decision()
+    if options.refractory_s is not None:
+        decision = replace(decision, refractory_s=options.refractory_s)
+    if options.threshold is not None:
+        decision = decision.at_probability(options.threshold)
+        why = "as asked for"
+    elif made is None:
+        why = "this model has no decision made on streams: expect false alarms"
+    else:
+        why = "as made on val streams"
+        if made.fa_per_h is not None:
+            why = f"at most {made.fa_per_h:g} false alarms per hour on {made.hours:g} h of val streams"
+    print(f"an event begins at {float(decision.probability(decision.threshold)):.4g}: {why}", file=sys.stderr)
+    return decision
 
 
 def _bar(share: float, width: int = 40) -> str:

@@ -128,6 +128,7 @@ class Profile:
     views: int  # augmented copies of each training clip
     bootstrap: int  # resamples behind an interval
     trials: int  # of the sweep in 03
+    stream_percent: int  # of the hours that a stream's specification asks for
 
     def epochs(self, recipe: int) -> int:
         """Epochs of a training whose recipe asks for so many."""
@@ -138,9 +139,36 @@ class Profile:
 PROFILES = {
     p.name: p
     for p in (
-        Profile("smoke", synthetic_speakers=48, seeds=1, epochs_percent=5, views=1, bootstrap=200, trials=2),
-        Profile("standard", synthetic_speakers=360, seeds=3, epochs_percent=100, views=8, bootstrap=1000, trials=16),
-        Profile("full", synthetic_speakers=360, seeds=10, epochs_percent=200, views=16, bootstrap=2000, trials=100),
+        Profile(
+            "smoke",
+            synthetic_speakers=48,
+            seeds=1,
+            epochs_percent=5,
+            views=1,
+            bootstrap=200,
+            trials=2,
+            stream_percent=2,
+        ),
+        Profile(
+            "standard",
+            synthetic_speakers=360,
+            seeds=3,
+            epochs_percent=100,
+            views=8,
+            bootstrap=1000,
+            trials=16,
+            stream_percent=100,
+        ),
+        Profile(
+            "full",
+            synthetic_speakers=360,
+            seeds=10,
+            epochs_percent=200,
+            views=16,
+            bootstrap=2000,
+            trials=100,
+            stream_percent=100,
+        ),
     )
 }
 

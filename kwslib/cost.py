@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kwslib.architectures import Config, build
+from kwslib.architectures import Config, TimeNetConfig, build
 from kwslib.config import CELLS, SAMPLE_RATE, CRNNConfig, FeatureConfig
 from kwslib.features import n_frames
 
@@ -96,17 +96,24 @@ def exact_clip_macs(config: Config) -> int:
     return counter.get_total_flops() // 2 + unseen
 
 
-def step_macs(config: CRNNConfig) -> int:
+def step_macs(config: CRNNConfig | TimeNetConfig) -> int:
     """MACs of one streaming step: a convolution column, the recurrent layers, one energy, the weighted sum, logits.
 
-    The sum over the attention window is counted at one second of steps.
+    The sum over the attention window is counted at one second of steps. Of a TimeNet: what each block adds
+    between two steps of the last one, the mean, logits.
     """
+    if isinstance(config, TimeNetConfig):
+        macs, size, positions = config.hidden_size * config.num_classes, config.n_mels, config.stride[1]
+        for channels, kernel, stride in zip(config.channels, config.kernels, config.strides, strict=True):
+            positions //= stride
+            macs, size = macs + positions * size * (kernel + channels), channels
+        return macs + config.n_steps(n_frames(FeatureConfig())) * config.hidden_size
     h, inner = config.hidden_size, config.attention_inner_size
     attention = (h * inner + inner if inner else h) + config.n_steps(n_frames(FeatureConfig())) * h
     return _conv_step_macs(config) + sum(_recurrent_macs(config)) + attention + h * config.num_classes
 
 
-def steps_per_second(config: CRNNConfig) -> float:
+def steps_per_second(config: CRNNConfig | TimeNetConfig) -> float:
     """How often a streaming model advances: 12.5 times a second by default."""
     return SAMPLE_RATE / FeatureConfig().hop_length / config.stride[1]
 
@@ -152,11 +159,14 @@ def cost(config: Config) -> dict:
         "thop_macs_batch128": macs * REPORT_BATCH,
         "macs_convention": CONVENTION,
     }
-    if not isinstance(config, CRNNConfig):
+    if not isinstance(config, CRNNConfig | TimeNetConfig):
         return of_any_net
+    bias = {}
+    if isinstance(config, CRNNConfig):
+        bias = {"thop_macs_batch128_with_bias": (macs + conv_bias_macs(config)) * REPORT_BATCH}
     return of_any_net | {
         "macs_per_second": round(step_macs(config) * steps_per_second(config)),
-        "thop_macs_batch128_with_bias": (macs + conv_bias_macs(config)) * REPORT_BATCH,
+        **bias,
         "steps_per_clip": config.n_steps(n_frames(FeatureConfig())),
     }
 

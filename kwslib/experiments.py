@@ -21,11 +21,27 @@ from joblib import Parallel, cpu_count, delayed, parallel_config
 from torch import nn
 from tqdm.auto import tqdm
 
-from kwslib import augment, checkpoints, cost, metrics, models, paths, records, stream, tracking, train
+from kwslib import (
+    augment,
+    checkpoints,
+    cost,
+    decide,
+    metrics,
+    models,
+    paths,
+    records,
+    sequences,
+    stream,
+    streams,
+    tracking,
+    train,
+)
 from kwslib.architectures import Config, Ensemble, build
 from kwslib.augment import Augmentation
-from kwslib.config import CRNNConfig, FeatureConfig, describe, identity
+from kwslib.config import FeatureConfig, describe, identity
+from kwslib.decide import Decide
 from kwslib.losses import Labels
+from kwslib.sequences import Sequences
 from kwslib.study import ExperimentError, Results, Study
 from kwslib.train import Training
 
@@ -82,6 +98,11 @@ class Experiment:
         return [step for step in self.after if getattr(step, "training", None)]
 
     @property
+    def decides(self) -> Decide | None:
+        """The step that wants a decision for streams, if there is one."""
+        return next((step for step in self.after if isinstance(step, Decide)), None)
+
+    @property
     def trains(self) -> bool:
         """Whether anything is trained: a student, or by a step."""
         return self.student is not None or bool(self.tuning_steps)
@@ -123,7 +144,9 @@ class _Task:
         profile = self.study.profile
         trained = (profile.views, augment.VERSION) if self.experiment.trains else ()
         tuned = [self.study.sized(step.training).epochs for step in self.experiment.tuning_steps]
-        sizes = (profile.bootstrap, *trained, *tuned)
+        pieces = [sequences.VERSION for step in self.experiment.tuning_steps if hasattr(step, "sequences")]
+        heard = [profile.stream_percent, streams.VERSION, decide.VERSION] if self.experiment.decides else []
+        sizes = (profile.bootstrap, *trained, *tuned, *pieces, *heard)
         return identity(recipe, self.study.corpus.fingerprint, self.study.split.sha256, self.seed, origins, sizes)
 
     def is_done(self) -> bool:
@@ -294,7 +317,7 @@ def _time(task: _Task) -> None:
     if record["run"].get("latency_ms_per_clip") is not None:
         return
     model = task.study.model(task.experiment.name, task.seed)
-    if isinstance(model.config, CRNNConfig):
+    if hasattr(model, "columns"):
         record["run"]["latency_ms_per_step"] = round(cost.step_latency_ms(stream.StreamingModel(model)), 3)
     record["run"]["latency_ms_per_clip"] = round(cost.clip_latency_ms(model), 3)
     records.write(task.study.name, record)
@@ -306,6 +329,14 @@ def _prepare_data(study: Study, tasks: list[_Task]) -> None:
         _ = study.logmels
         for augmentation in {task.experiment.augmentation for task in tasks if task.experiment.trains}:
             study.bank(augmentation)
+        for experiment in {task.experiment for task in tasks}:
+            for step in experiment.tuning_steps:
+                if hasattr(step, "sequences"):
+                    study.pieces(step.sequences, experiment.augmentation)
+            if experiment.decides:
+                wanted = experiment.decides.sized(study.profile.stream_percent)
+                study.streams("val", wanted.made_on)
+                study.streams("test", wanted.streams)
 
 
 def _in_parallel(tasks: list[_Task]):
@@ -376,6 +407,12 @@ def _execute(task: _Task) -> None:
     }
     sidecar = checkpoints.save(checkpoint, model.cpu(), described)
     written = study.model(experiment.name, task.seed)  # what is scored is what was written
+    on_streams = {}
+    if experiment.decides:
+        step = experiment.decides.sized(study.profile.stream_percent)
+        val, test = study.streams("val", step.made_on), study.streams("test", step.streams)
+        decision, on_streams["streams"] = decide.measure(written, step, val, test)
+        sidecar = checkpoints.save(checkpoint, model, described | {"decision": dataclasses.asdict(decision)})
     record = {
         **described,
         **_wording(task),
@@ -390,7 +427,7 @@ def _execute(task: _Task) -> None:
             "checkpoint_bytes": sidecar["checkpoint_bytes"],
             "compact_bytes": sidecar["compact_bytes"],
         },
-        "metrics": _measure(study, written),
+        "metrics": {**_measure(study, written), **on_streams},
         "history": {key: [row[key] for row in history] for key in (history[0] if history else {}) if key != "wall_s"},
         "checkpoint": {"file": checkpoint.name, "sha256": sidecar["sha256"]},
         "run": {
@@ -406,8 +443,10 @@ def _execute(task: _Task) -> None:
         file.unlink()
 
 
-def _fit(task: _Task, model: nn.Module, training: Training, resume: Path, **options) -> None:
-    """Train a model in place with the experiment's losses, teacher and augmentation."""
+def _fit(
+    task: _Task, model: nn.Module, training: Training, resume: Path, sequences: Sequences | None = None, **options
+) -> None:
+    """Train a model in place with the experiment's losses, teacher and augmentation, on clips or pieces of stream."""
     study, experiment = task.study, task.experiment
     teacher = None
     if experiment.ensemble:
@@ -415,11 +454,14 @@ def _fit(task: _Task, model: nn.Module, training: Training, resume: Path, **opti
     elif experiment.teacher:
         teacher = study.model(experiment.teacher, task.seed)
     train_rows, val_rows = study.split.train, study.split.val
+    pieces, said = (None, None) if sequences is None else study.pieces(sequences, experiment.augmentation)
     data = train.Data(
         bank=study.bank(experiment.augmentation),
         labels=study.labels[train_rows],
         val=study.logmels[val_rows],
         val_labels=study.labels[val_rows],
+        pieces=pieces,
+        said=said,
     )
     train.fit(
         model,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from kwslib import cost
 from kwslib.config import SAMPLE_RATE, CRNNConfig, FeatureConfig
+from kwslib.decide import Decision, decision_of
 from kwslib.features import SILENCE, LogMel, n_frames
 from kwslib.quantize import INT8, DynamicInt8, Half
 from kwslib.stream import State, StreamingModel
@@ -76,37 +77,57 @@ class _LogMel(nn.Module):
 class Detector(nn.Module):
     """A whole detector that advances by one hop of samples, with its state as plain tensors of fixed shapes.
 
-    forward(samples (1, hop), audio, frames, hidden, outputs, energies) -> probability (1,), then the new state.
+    forward(samples (1, hop), *state) -> probability (1,), then the new state, in the order of ``names``.
+
+    Args:
+        decision: whose calibrated probability it gives; smoothing and threshold are left to the caller.
     """
 
-    def __init__(self, streaming: StreamingModel, keep_tables: bool = True):
+    def __init__(self, streaming: StreamingModel, keep_tables: bool = True, decision: Decision = Decision()):
         super().__init__()
+        self.scale, self.offset = decision.scale, decision.offset
         self.streaming, self.log_mel = streaming, _LogMel(streaming.front_end, keep_tables)
         config, front_end = streaming.model.config, streaming.front_end.config
-        self.frame_stride = config.stride[1]
         self.overlap = front_end.n_fft - front_end.hop_length
-        self.hop = self.frame_stride * front_end.hop_length
+        self.hop = config.stride[1] * front_end.hop_length
+        self.n_caches = len(streaming.model.initial_caches(1))
+        self.recurs = streaming.model.initial_state(1).numel() > 0
+
+    @property
+    def names(self) -> list[str]:
+        """Of the state's parts: sound, frames, what deeper convolutions keep, recurrent state, attention's window."""
+        deeper = [f"frames_{i}" for i in range(2, self.n_caches + 1)]
+        return ["audio", "frames", *deeper, *(["hidden"] if self.recurs else []), "outputs", "energies"]
 
     def initial_state(self) -> tuple[Tensor, ...]:
-        """After endless silence, with a net that has heard nothing: audio, frames, hidden, outputs, energies."""
-        streaming, config = self.streaming, self.streaming.model.config
+        """After silence, with a net that has heard nothing: zeros, but for silent frames and an empty window."""
+        streaming, model, dtype = self.streaming, self.streaming.model, self.streaming.dtype
+        frames = torch.full((1, model.config.n_mels, model.config.kernel_size[1]), SILENCE)
+        _, (first, *deeper) = model.columns(frames, model.initial_caches(1))
         return (
             torch.zeros(1, self.overlap),
-            torch.full((1, config.n_mels, config.kernel_size[1] - self.frame_stride), SILENCE),
-            streaming.model.initial_state(1),
-            torch.zeros(1, streaming.window, config.hidden_size, dtype=streaming.dtype),
-            torch.full((1, streaming.window), -torch.inf, dtype=streaming.dtype),  # attention sees no step yet
+            first if self.n_caches == 1 else torch.full_like(first, SILENCE),
+            *(torch.zeros_like(cache) for cache in deeper),
+            *([model.initial_state(1)] if self.recurs else []),
+            torch.zeros(1, streaming.window, model.config.hidden_size, dtype=dtype),
+            torch.full((1, streaming.window), -torch.inf, dtype=dtype),  # attention sees no step yet
         )
 
-    def forward(
-        self, samples: Tensor, audio: Tensor, frames: Tensor, hidden: Tensor, outputs: Tensor, energies: Tensor
-    ) -> tuple[Tensor, ...]:
-        audio = torch.cat([audio, samples], dim=1)
-        frames = torch.cat([frames, self.log_mel(audio)], dim=2)
-        column = self.streaming.model.steps(frames.to(self.streaming.dtype))
-        score, hidden, outputs, energies = self.streaming.advance(column, hidden, outputs, energies)
-        state = (audio[:, -self.overlap :], frames[:, :, self.frame_stride :], hidden, outputs, energies)
-        return torch.sigmoid(score), *state
+    def as_state(self, parts: Sequence[Tensor]) -> State:
+        """The same as the state of the streaming model."""
+        audio, rest = parts[0], list(parts[1:])
+        caches, rest = tuple(rest[: self.n_caches]), rest[self.n_caches :]
+        hidden = rest.pop(0) if self.recurs else self.streaming.model.initial_state(1)
+        return State(audio, caches, hidden, *rest)
+
+    def forward(self, samples: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+        state = self.as_state(parts)
+        audio = torch.cat([state.samples, samples], dim=1)
+        column, caches = self.streaming.model.columns(self.log_mel(audio), state.caches)
+        score, hidden, outputs, energies = self.streaming.advance(column, state.hidden, state.outputs, state.energies)
+        recurrent = (hidden,) if self.recurs else ()
+        probability = torch.sigmoid(self.scale * score + self.offset)
+        return probability, audio[:, -self.overlap :], *caches, *recurrent, outputs, energies
 
 
 def clip_graph(model: nn.Module) -> tuple[nn.Module, tuple[Tensor, ...]]:
@@ -140,8 +161,6 @@ def onnx_bytes(graph: nn.Module, example: Sequence[Tensor], names: tuple = ((), 
     return file.getvalue()
 
 
-STATE = ("audio", "frames", "hidden", "outputs", "energies")
-NAMES = (("samples", *STATE), ("probability", *(f"{name}_next" for name in STATE)))
 PARITY = 1e-4  # in probability, over a minute of sound
 
 
@@ -155,7 +174,7 @@ def detector(model: nn.Module, suffix: str, described: dict) -> bytes:
     Args:
         model: a CRNN of any precision; of one with torch's int8 layers TorchScript only.
         suffix: ``.onnx`` for ONNX Runtime and others, ``.ts`` for TorchScript. Neither has a device baked in.
-        described: its sidecar; keyword, threshold and sizes go into the file as ``kws``, a JSON text.
+        described: its sidecar; keyword, threshold, decision and sizes go into the file as ``kws``, a JSON text.
 
     Raises:
         ExportError: another suffix, int8 layers in ONNX, or a probability that is off by more than 1e-4.
@@ -163,9 +182,12 @@ def detector(model: nn.Module, suffix: str, described: dict) -> bytes:
     """
     if suffix not in (".onnx", ".ts"):
         raise ExportError(f"a detector is written as .onnx or .ts, not as {suffix or 'a file without a suffix'}")
-    whole = Detector(StreamingModel(model), keep_tables=suffix == ".ts").eval()
+    decision = decision_of(described) or Decision()
+    whole = Detector(StreamingModel(model), suffix == ".ts", decision).eval()
     example = (torch.zeros(1, whole.hop), *whole.initial_state())
-    about = {key: described.get(key) for key in ("keyword", "threshold", "experiment", "precision", "model")}
+    about = {
+        key: described.get(key) for key in ("keyword", "threshold", "experiment", "precision", "model", "decision")
+    }
     about |= {"sample_rate": SAMPLE_RATE, "hop_samples": whole.hop}
     if suffix == ".ts":
         content = _torchscript(whole, example, about)
@@ -173,7 +195,8 @@ def detector(model: nn.Module, suffix: str, described: dict) -> bytes:
     else:
         if any(isinstance(layer, INT8) for layer in model.modules()):
             raise ExportError("torch's int8 layers are known to torch alone: export as .ts, or a model of WeightInt")
-        content = _with_metadata(onnx_bytes(whole, example, NAMES), about)
+        names = ["samples", *whole.names], ["probability", *(f"{name}_next" for name in whole.names)]
+        content = _with_metadata(onnx_bytes(whole, example, names), about)
         run = _session_call(content)
     worst = parity(whole, run)
     if not worst <= PARITY:
@@ -190,13 +213,15 @@ def parity(whole: Detector, run: Callable, seconds: float = 60.0) -> float:
     """
     track = _track(round(seconds * SAMPLE_RATE / whole.hop) * whole.hop)
     state = whole.initial_state()
-    start = State(*state[:3], outputs=state[3][:, :0], energies=state[4][:, :0])
+    start = whole.as_state(state)
+    start = start._replace(outputs=start.outputs[:, :0], energies=start.energies[:, :0])
     expected, _ = whole.streaming.step(track, start)
     found = []
     for samples in track.split(whole.hop, dim=1):
-        probability, *state = run(samples, *state)
-        found.append(float(probability))
-    return float((torch.tensor(found) - torch.sigmoid(expected[0])).abs().max())
+        score, *state = run(samples, *state)
+        found.append(float(score))
+    probability = torch.sigmoid(whole.scale * expected[0] + whole.offset)
+    return float((torch.tensor(found) - probability).abs().max())
 
 
 def _track(n_samples: int) -> Tensor:
@@ -274,6 +299,35 @@ def onnx_call(content: bytes, example: Sequence[Tensor]) -> Callable[[], list]:
     session = _session(content)
     feed = {wanted.name: part.numpy() for wanted, part in zip(session.get_inputs(), example, strict=True)}
     return lambda: session.run(None, feed)
+
+
+def real_time_factors(models: dict[str, tuple[nn.Module, dict]], rounds: int = 200) -> pd.DataFrame:
+    """Time that a whole detector takes for a step, over the time that the step's sound takes, on one thread.
+
+    Front end included; samples go in and a probability comes out. All take turns.
+
+    Args:
+        models: (model, its sidecar) by name; a CRNN each.
+
+    Returns:
+        One row per (model, runtime): ``median, q25, q75``, and ``bytes`` of the file that runs.
+    """
+    calls, sizes, hop_ms = {}, {}, {}
+    for name, (model, described) in models.items():
+        streaming = StreamingModel(model)
+        whole = Detector(streaming)
+        samples = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, (1, whole.hop)).astype(np.float32))
+        onnx, script = detector(model, ".onnx", described), detector(model, ".ts", described)
+        _, state = streaming.step(samples.repeat(1, 40), streaming.initial_state())  # the window is full
+        run, parts = _torchscript_call(script), (samples, *whole.initial_state())
+        calls[name, "ONNX Runtime"] = onnx_call(onnx, parts)
+        calls[name, "TorchScript"] = lambda run=run, parts=parts: run(*parts)
+        calls[name, "torch, eager"] = lambda s=streaming, x=samples, state=state: s.step(x, state)
+        sizes |= {(name, "ONNX Runtime"): len(onnx), (name, "TorchScript"): len(script)}
+        hop_ms |= dict.fromkeys([key for key in calls if key[0] == name], 1000 * whole.hop / SAMPLE_RATE)
+    table = cost.latencies_ms(calls, rounds).div(pd.Series(hop_ms), axis=0)
+    table.index.names = ["model", "runtime"]
+    return table.assign(bytes=pd.Series(sizes, dtype="Int64"))
 
 
 def latency_ms(models: dict[str, nn.Module], rounds: int = 40) -> pd.DataFrame:

@@ -98,6 +98,19 @@ class CRNN(nn.Module):
             )
         return self.conv(logmel.unsqueeze(1)).transpose(1, 2)
 
+    def initial_caches(self, batch: int) -> tuple[Tensor, ...]:
+        """What the convolution keeps of a stream that has not begun, (B, F, 0)."""
+        return (torch.zeros(batch, self.config.n_mels, 0),)
+
+    def columns(self, frames: Tensor, caches: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The steps that new frames (B, F, T) of a stream complete, (B, S, C * bins), and what must be kept."""
+        frames = torch.cat([*caches, frames], dim=2)
+        n_steps = self.config.n_steps(frames.shape[2])
+        dtype = self.conv[0].weight.dtype
+        if n_steps == 0:
+            return torch.zeros(len(frames), 0, self.config.gru_input_size, dtype=dtype), (frames,)
+        return self.steps(frames.to(dtype)), (frames[:, :, n_steps * self.config.stride[1] :].clone(),)
+
     def initial_state(self, batch: int) -> Tensor:
         """The state of a recurrent layer that has heard nothing, (layers, B, H); twice the layers for an LSTM."""
         layers = self.config.gru_num_layers * (2 if self.config.cell == "lstm" else 1)
@@ -119,14 +132,15 @@ class CRNN(nn.Module):
     def forward(self, logmel: Tensor) -> Tensor:
         return self.outputs(logmel).logits
 
-    def step_logits(self, logmel: Tensor, window: int) -> Tensor:
-        """Logits after every step, as a stream gives them: (B, F, T) -> (B, S, K).
 
-        The recurrent state is carried through; attention sees the last ``window`` steps, in the beginning fewer.
-        """
-        hidden, _ = self.gru(self.steps(logmel))
-        energies = self.attention.energy(hidden)[..., 0]
-        return self.classifier(attend_windows(hidden, energies, window))
+def step_logits(model: nn.Module, logmel: Tensor, window: int) -> Tensor:
+    """Logits after every step, as a stream gives them: (B, F, T) -> (B, S, K).
+
+    The recurrent state is carried through; attention sees the last ``window`` steps, in the beginning fewer.
+    """
+    hidden, _ = model.recur(model.steps(logmel), model.initial_state(len(logmel)))
+    energies = model.attention.energy(hidden)[..., 0]
+    return model.classifier(attend_windows(hidden, energies, window))
 
 
 def attend_windows(hidden: Tensor, energies: Tensor, window: int) -> Tensor:

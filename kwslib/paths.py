@@ -56,6 +56,11 @@ def downloads() -> Path:
     return home() / "data" / "downloads"
 
 
+def stream_spec(name: str) -> Path:
+    """The specification of a stream that comes with the repository."""
+    return ROOT / "data_splits" / "streams" / f"{name}.json"
+
+
 def split_csv(corpus_name: str, split: str) -> Path:
     """The recorded split of a corpus."""
     return home() / "data_splits" / corpus_name / f"{split}.csv"

@@ -354,19 +354,42 @@ def stream_track(
     return figure
 
 
-def trade_off(points: dict[str, tuple[np.ndarray, np.ndarray]], hours: float) -> Figure:
-    """Miss rate against false alarms per hour, one line per way of running.
+def trade_off(points: dict[str, list[tuple[np.ndarray, np.ndarray]]], hours: float, most_fa_per_h: float) -> Figure:
+    """Miss rate against false alarms per hour (detection error trade-off), one thin line per seed.
 
     Args:
-        points: name -> (false alarms per hour, miss rates), by falling threshold.
+        points: name -> for each seed (false alarms per hour, miss rates), by falling threshold.
         hours: of stream without keyword; below one alarm in that time the rate is not known.
+        most_fa_per_h: where the figure ends.
     """
-    figure, ((ax,),) = _figure(size=(7.0, 4.0))
-    for name, (fa_per_h, miss_rate) in points.items():
-        ax.step(fa_per_h, miss_rate, where="post", lw=1.5, label=name)
+    figure, ((ax,),) = _figure(size=(7.5, 4.0))
+    for i, (name, curves) in enumerate(points.items()):
+        for seed, (fa_per_h, miss_rate) in enumerate(curves):
+            ax.step(fa_per_h, 100 * np.asarray(miss_rate), where="post", lw=1.2, color=f"C{i}", alpha=0.8,
+                    label=name if seed == 0 else None)  # fmt: skip
     ax.axvspan(0, 1 / hours, color="0.5", alpha=0.12, lw=0)
-    ax.set_xscale("symlog", linthresh=max(1.0, 1 / hours))
-    ax.set(xlim=(0, None), ylim=(-0.02, 1.02), ylabel="miss rate",
-           xlabel=f"false alarms per hour (shaded: fewer than one in the {hours:.2f} h heard)")  # fmt: skip
+    ax.set_xscale("symlog", linthresh=max(0.25, 1 / hours))
+    ax.set(xlim=(0, most_fa_per_h), ylim=(-1, 60), ylabel="keywords missed, %",
+           xlabel=f"false alarms per hour (shaded: fewer than one in the {hours:.1f} h heard)")  # fmt: skip
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def reliability(says: dict[str, tuple[np.ndarray, np.ndarray]], bins: int = 10) -> Figure:
+    """How often the keyword is there where a model gives it a probability: on the diagonal it means what it says.
+
+    Args:
+        says: name -> (probabilities, whether it is the keyword), each (N,).
+    """
+    figure, ((ax,),) = _figure(size=(4.6, 4.0))
+    ax.plot([0, 1], [0, 1], color="0.6", lw=1, ls="--")
+    for i, (name, (share, is_keyword)) in enumerate(says.items()):
+        which = np.minimum((share * bins).astype(int), bins - 1)
+        filled = [b for b in range(bins) if (which == b).sum() >= 5]  # of fewer, nothing can be said
+        x = [share[which == b].mean() for b in filled]
+        y = [is_keyword[which == b].mean() for b in filled]
+        ax.plot(x, y, marker="o", ms=4, lw=1.5, color=f"C{i}", label=name)
+    ax.set(xlabel="probability that is given", ylabel="share of keywords there", xlim=(0, 1), ylim=(-0.02, 1.02))
     ax.legend(frameon=False, fontsize=8)
     return figure

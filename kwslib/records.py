@@ -103,6 +103,19 @@ def results(records: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def streams(records: list[dict]) -> pd.DataFrame:
+    """What was counted on streams of test speakers: one row per run, stream, state and rate that was allowed.
+
+    Columns: ``experiment, seed``, then those of ``kwslib.decide.measure``'s points. Empty where nothing was.
+    """
+    rows = [
+        {"experiment": r["experiment"], "seed": r["seed"], **point}
+        for r in records
+        for point in r["metrics"].get("streams", {}).get("points", ())
+    ]
+    return pd.DataFrame(rows)
+
+
 def _measured(record: dict, key: str) -> float:
     """A figure of the ``run`` block; NaN for a run that was interrupted before it was timed."""
     value = record["run"].get(key)

@@ -1,7 +1,7 @@
 """The same model on endless audio: an explicit state, exact for any chunking, bounded buffers.
 
 The state holds what the clip model would still need of the past: samples of the next frame,
-frames under the convolution's kernel, the GRU's state, and the last outputs that attention may
+frames under each convolution's kernel, the GRU's state, and the last outputs that attention may
 see. Nothing is computed twice and nothing is guessed at a chunk's edge.
 
 Shapes: B streams, N samples, F mel bins, T frames, H hidden size, L layers, W window in steps.
@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, CRNNConfig, FeatureConfig
+from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, FeatureConfig
 from kwslib.corpora import Corpus
 from kwslib.features import LogMel, from_int16, n_frames
-from kwslib.metrics import TOLERANCE_S, count_events
 from kwslib.models import keyword_score
 
 
@@ -25,18 +24,19 @@ class State(NamedTuple):
     """All a stream remembers. Values are never changed in place: one model serves many streams."""
 
     samples: Tensor  # (B, < n_fft + hop) not yet under a complete frame
-    frames: Tensor  # (B, F, < kernel + stride) not yet under a complete convolution
+    caches: tuple[Tensor, ...]  # of each convolution over time: (B, F, < kernel + stride) not yet under a complete one
     hidden: Tensor  # (L, B, H) of the GRU
     outputs: Tensor  # (B, <= W, H) last GRU outputs
     energies: Tensor  # (B, <= W) their attention energies
 
     @property
     def n_bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in self)
+        samples, caches, *rest = self
+        return sum(t.numel() * t.element_size() for t in (samples, *caches, *rest))
 
 
 class StreamingModel(nn.Module):
-    """Front end, convolution, GRU and windowed attention, advancing one convolution step at a time.
+    """Front end, convolutions, recurrent layers and windowed attention, advancing one convolution step at a time.
 
     Shapes:
         step(samples, state): (B, N) -> scores (B, steps), state; the scores are logit differences,
@@ -55,8 +55,8 @@ class StreamingModel(nn.Module):
     def __init__(self, model: nn.Module, max_window_length: int | None = None, framing: str = "causal"):
         super().__init__()
         config = model.config
-        if not isinstance(config, CRNNConfig):
-            raise ValueError(f"{type(model).__name__} reads whole clips: only a CRNN runs on a stream")
+        if not hasattr(model, "columns"):
+            raise ValueError(f"{type(model).__name__} reads whole clips: only a CRNN or a TimeNet runs on a stream")
         if config.stride[1] > config.kernel_size[1]:
             raise ValueError("a stream needs a time stride that is not larger than the kernel")
         if framing != "causal":
@@ -75,7 +75,7 @@ class StreamingModel(nn.Module):
         config, front_end = self.model.config, self.front_end.config
         return State(
             samples=torch.zeros(batch, front_end.n_fft),  # causal framing: silence before the start
-            frames=torch.zeros(batch, config.n_mels, 0),
+            caches=self.model.initial_caches(batch),
             hidden=self.model.initial_state(batch),
             outputs=torch.zeros(batch, 0, config.hidden_size, dtype=self.dtype),
             energies=torch.zeros(batch, 0, dtype=self.dtype),
@@ -84,13 +84,13 @@ class StreamingModel(nn.Module):
     @torch.no_grad()
     def step(self, samples: Tensor, state: State) -> tuple[Tensor, State]:
         audio, new_frames = self._take_frames(torch.cat([state.samples, samples], dim=1))
-        columns, frames = self._take_columns(torch.cat([state.frames, new_frames], dim=2))
+        columns, caches = self.model.columns(new_frames, state.caches)
         hidden, outputs, energies, scores = state.hidden, state.outputs, state.energies, []
-        for column in columns:  # one by one: dynamic int8 scales its input anew in each call
-            score, hidden, outputs, energies = self.advance(column, hidden, outputs, energies)
+        for i in range(columns.shape[1]):  # one by one: dynamic int8 scales its input anew in each call
+            score, hidden, outputs, energies = self.advance(columns[:, i : i + 1], hidden, outputs, energies)
             scores.append(score)
         stacked = torch.stack(scores, dim=1) if scores else torch.zeros(len(samples), 0)
-        return stacked, State(audio, frames, hidden, outputs, energies)
+        return stacked, State(audio, caches, hidden, outputs, energies)
 
     def advance(
         self, column: Tensor, hidden: Tensor, outputs: Tensor, energies: Tensor
@@ -109,14 +109,6 @@ class StreamingModel(nn.Module):
         if new == 0:
             return audio, torch.zeros(len(audio), self.model.config.n_mels, 0)
         return audio[:, new * hop :].clone(), self.front_end.frames(audio)
-
-    def _take_columns(self, frames: Tensor) -> tuple[Iterable[Tensor], Tensor]:
-        """Complete convolution steps, each (B, 1, C * bins), and the frames that must be kept."""
-        n_steps = self.model.config.n_steps(frames.shape[2])
-        if n_steps == 0:
-            return [], frames
-        columns = self.model.steps(frames.to(self.dtype))
-        return columns.split(1, dim=1), frames[:, :, n_steps * self.model.config.stride[1] :].clone()
 
     def step_times_s(self, first: int, n_steps: int) -> np.ndarray:
         """When each step's last sample arrived, in seconds since the stream began."""
@@ -148,22 +140,32 @@ def carried_scores(streaming: StreamingModel, samples: np.ndarray) -> tuple[np.n
 
 @torch.no_grad()
 def reset_scores(
-    model: nn.Module, samples: np.ndarray, window_s: float = 1.0, step_s: float = 0.1
+    model: nn.Module, samples: np.ndarray, window_s: float = 1.0, step_s: float = 0.1, naive: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Times and scores of the clip model run afresh on a sliding window.
 
     Every window is a clip of its own: zeros before it, state cleared. A score belongs to the end
     of its window; the first windows of a track reach back into silence.
+
+    Args:
+        naive: hand the recurrent state from window to window although they overlap, so that most sound is heard
+            several times. A common mistake, here to be looked at.
     """
     window, hop = round(window_s * SAMPLE_RATE), round(step_s * SAMPLE_RATE)
     front_end = LogMel(FeatureConfig(n_mels=model.config.n_mels))
     padded = np.concatenate([np.zeros(window, np.float32), samples])
     ends = np.arange(hop, len(samples) + 1, hop)
     dtype = next(model.parameters()).dtype
-    values = []
-    for start in range(0, len(ends), 64):
-        clips = np.stack([padded[end : end + window] for end in ends[start : start + 64]]).astype(np.float32)
-        values.append(keyword_score(model(front_end(torch.from_numpy(clips)).to(dtype))).numpy())
+    values, state, at_once = [], model.initial_state(1) if naive else None, 1 if naive else 64
+    for start in range(0, len(ends), at_once):
+        clips = np.stack([padded[end : end + window] for end in ends[start : start + at_once]]).astype(np.float32)
+        logmels = front_end(torch.from_numpy(clips)).to(dtype)
+        if naive:
+            hidden, state = model.recur(model.steps(logmels), state)
+            logits = model.classifier(model.attention(hidden)[0])
+        else:
+            logits = model(logmels)
+        values.append(keyword_score(logits).numpy())
     return ends / SAMPLE_RATE, np.concatenate(values) if values else np.zeros(0)
 
 
@@ -210,13 +212,8 @@ class Track(NamedTuple):
     keywords_s: list[tuple[float, float]]
 
     @property
-    def other_hours(self) -> float:
-        """Hours in which an event is a false alarm: all but the keywords and half a second after each."""
-        heard_until, other_s = 0.0, 0.0
-        for start, end in self.keywords_s:
-            other_s += max(0.0, start - heard_until)
-            heard_until = end + TOLERANCE_S
-        return (other_s + max(0.0, len(self.samples) / SAMPLE_RATE - heard_until)) / 3600
+    def seconds(self) -> float:
+        return len(self.samples) / SAMPLE_RATE
 
 
 def glue(corpus: Corpus, rows: Sequence[int], keyword: str) -> Track:
@@ -225,19 +222,3 @@ def glue(corpus: Corpus, rows: Sequence[int], keyword: str) -> Track:
     is_keyword = corpus.is_keyword(keyword)
     clip_s = CLIP_SAMPLES / SAMPLE_RATE
     return Track(samples, [(i * clip_s, (i + 1) * clip_s) for i, row in enumerate(rows) if is_keyword[row]])
-
-
-def trade_off(track: Track, times_s: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The least miss rate that a threshold reaches at each number of false alarms per hour.
-
-    Tried are 200 quantiles of the scores. An alarm can hide a keyword that follows within the
-    refractory time, so a lower threshold may find less: the best one that allows no more false
-    alarms is what counts. (T,), (T,) -> rising false alarms per hour, falling miss rates
-    """
-    counted = []
-    for threshold in np.quantile(scores, np.linspace(1, 0.5, 200)):
-        fired = [t for t, _ in events(times_s, scores, threshold)]
-        found, false_alarms = count_events(fired, track.keywords_s)
-        counted.append((false_alarms / track.other_hours, 1 - found / len(track.keywords_s)))
-    fa_per_h, miss_rate = np.array(sorted(counted)).T
-    return fa_per_h, np.minimum.accumulate(miss_rate)

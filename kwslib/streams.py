@@ -8,24 +8,28 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from joblib import Parallel, cpu_count, delayed
 from torch import nn
+from tqdm.auto import tqdm
 
-from kwslib.augment import speech_power
-from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE
+from kwslib import paths
+from kwslib.augment import FRAME, loud_frames, speech_power
+from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, FeatureConfig, identity
 from kwslib.corpora import Corpus
-from kwslib.features import from_int16
+from kwslib.features import LogMel, from_int16, n_frames, new_array
 from kwslib.metrics import TOLERANCE_S, count_events
-from kwslib.models import attend_windows, keyword_score
-from kwslib.stream import StreamingModel, Track, events
-from kwslib.synthesis import coloured_noise
+from kwslib.models import keyword_score, step_logits
+from kwslib.sequences import COLOURS, noise
+from kwslib.stream import Track, events
 
 TRACK_S = 300.0  # a stream is made and heard in tracks of so many seconds, each a fresh start
-COLOURS = {"white": 0.0, "pink": 0.5, "brown": 1.0}  # amplitude falls with this power of the frequency
 CLIP_S = CLIP_SAMPLES / SAMPLE_RATE
+VERSION = 2  # raise it when the same specification would give another sound
 
 
 class SpecError(ValueError):
@@ -103,28 +107,35 @@ def read_spec(path: Path) -> StreamSpec:
 def render(corpus: Corpus, rows: Sequence[int], keyword: str, spec: StreamSpec) -> Iterator[Track]:
     """The tracks of a stream, one by one: words of these rows at their times, over noise.
 
+    Each other word is as likely as any, however many clips there are of it: near-misses, of which a corpus may hold
+    many to learn from, are as rare as they are in speech. A keyword ends where its speech does, not where its clip
+    does. No keyword follows directly on another: what is counted are events, and one lasts about as long as a word.
+
     Args:
         rows: clips to draw from, for example the test part of a split.
 
     Raises:
         SpecError: keywords are wanted and these rows have none, or other words.
     """
-    rows = np.asarray(rows)
+    for number in range(_n_tracks(spec)):
+        yield _track(corpus, np.asarray(rows), keyword, spec, number)
+
+
+def _n_tracks(spec: StreamSpec) -> int:
+    return int(np.ceil(spec.minutes * 60 / TRACK_S))
+
+
+def _track(corpus: Corpus, rows: np.ndarray, keyword: str, spec: StreamSpec, number: int) -> Track:
     is_keyword = corpus.is_keyword(keyword)[rows]
-    keywords, others = rows[is_keyword], rows[~is_keyword]
+    keywords, spoken = rows[is_keyword], corpus.clips["word"].to_numpy()[rows]
+    others = [rows[spoken == word] for word in np.unique(spoken[~is_keyword])]
     wants_keywords = bool(spec.keyword_times_s) or (spec.keyword_share > 0 and spec.words_per_minute > 0)
     if wants_keywords and not len(keywords):
         raise SpecError(f"a stream with the keyword needs clips of {keyword!r}, and these have none")
     if spec.words_per_minute > 0 and spec.keyword_share < 1 and not len(others):
         raise SpecError("a stream with other words needs clips of them, and these have none")
-    left_s = spec.minutes * 60
-    for number in range(int(np.ceil(left_s / TRACK_S))):
-        rng = np.random.default_rng([spec.seed, number])
-        seconds = min(TRACK_S, left_s - number * TRACK_S)
-        yield _track(corpus, keywords, others, spec, seconds, rng)
-
-
-def _track(corpus: Corpus, keywords, others, spec: StreamSpec, seconds: float, rng: np.random.Generator) -> Track:
+    seconds = min(TRACK_S, spec.minutes * 60 - number * TRACK_S)
+    rng = np.random.default_rng([spec.seed, number])
     samples = _noise(corpus, spec, round(seconds * SAMPLE_RATE), rng)
     planned = [(t, True) for t in spec.keyword_times_s if t + CLIP_S <= seconds]
     if spec.words_per_minute:
@@ -134,68 +145,122 @@ def _track(corpus: Corpus, keywords, others, spec: StreamSpec, seconds: float, r
         )
         taken = [t for t, _ in planned]
         for begin in begins:
-            wanted = not spec.keyword_times_s and rng.random() < spec.keyword_share
+            directly_after = planned[-1:] and planned[-1][1] and begin - planned[-1][0] < 2 * CLIP_S
+            wanted = not spec.keyword_times_s and not directly_after and rng.random() < spec.keyword_share
             if all(abs(begin - t) >= CLIP_S for t in taken):  # keywords with a time of their own go first
                 planned.append((float(begin), wanted))
     noise_power = 10 ** (spec.noise_db / 10)
     keywords_s = []
-    for begin, is_keyword in sorted(planned):
-        clip = from_int16(corpus.waveforms[rng.choice(keywords if is_keyword else others)])
+    for begin, is_wanted in sorted(planned):
+        chosen = keywords if is_wanted else others[rng.integers(len(others))]  # a word first, then a clip of it
+        clip = from_int16(corpus.waveforms[rng.choice(chosen)])
         power = float(speech_power(clip[None])) or 1.0  # of silence: none
         gain = np.sqrt(noise_power * 10 ** (rng.uniform(*spec.snr_db) / 10) / power)
         start = round(begin * SAMPLE_RATE)
         samples[start : start + CLIP_SAMPLES] += clip.numpy() * gain
-        if is_keyword:
-            keywords_s.append((start / SAMPLE_RATE, start / SAMPLE_RATE + CLIP_S))
+        if is_wanted:
+            last = int(loud_frames(clip[None])[0].nonzero().max()) + 1
+            keywords_s.append((start / SAMPLE_RATE, (start + last * FRAME) / SAMPLE_RATE))
     return Track(np.clip(samples, -1, 1), keywords_s)
 
 
 def _noise(corpus: Corpus, spec: StreamSpec, n_samples: int, rng: np.random.Generator) -> np.ndarray:
     """Noise of the wanted level whose kind changes every half minute, float32 (n_samples,)."""
     out = np.zeros(n_samples, np.float32)
-    piece = 30 * SAMPLE_RATE
-    recordings = [corpus.noise[name] for name in sorted(corpus.noise)]
-    kinds = [kind for kind in spec.noise if kind != "corpus" or recordings]
-    for start in range(0, n_samples if kinds else 0, piece):
-        size = min(piece, n_samples - start)
-        kind = kinds[rng.integers(len(kinds))]
-        if kind == "corpus":
-            recording = recordings[rng.integers(len(recordings))].astype(np.float32)
-            sound = np.resize(np.roll(recording, int(rng.integers(len(recording)))), size)
-        else:
-            sound = coloured_noise(rng, size, COLOURS[kind], lowest_hz=50.0)
-        level = np.sqrt(np.square(sound).mean()) or 1.0
-        out[start : start + size] = sound / level * 10 ** (spec.noise_db / 20)
+    kinds = [kind for kind in spec.noise if kind != "corpus" or corpus.noise]
+    for start in range(0, n_samples if kinds else 0, 30 * SAMPLE_RATE):
+        piece = out[start : start + 30 * SAMPLE_RATE]
+        piece += noise(kinds[rng.integers(len(kinds))], corpus.noise, len(piece), rng) * np.float32(
+            10 ** (spec.noise_db / 20)
+        )
     return out
 
 
-@torch.no_grad()
-def carried_scores(model: nn.Module, samples: np.ndarray, block_s: float = 60.0) -> tuple[np.ndarray, np.ndarray]:
-    """Times and scores of a track with carried state, as of ``stream.carried_scores`` but many steps in one call.
+class Heard(NamedTuple):
+    """What a detector said on one track: (start, end) of its keywords and its length in seconds, times and scores."""
 
-    Equal to it to rounding; not for torch's dynamic int8, which scales what it reads by call.
+    keywords_s: list[tuple[float, float]]
+    seconds: float
+    times_s: np.ndarray
+    scores: np.ndarray
+
+    @property
+    def other_hours(self) -> float:
+        """Hours in which an event is a false alarm: all but the keywords and half a second after each."""
+        heard_until, other_s = 0.0, 0.0
+        for start, end in self.keywords_s:
+            other_s += max(0.0, start - heard_until)
+            heard_until = end + TOLERANCE_S
+        return (other_s + max(0.0, self.seconds - heard_until)) / 3600
+
+
+class Tracks(NamedTuple):
+    """A rendered stream as models read it: log-mels (F, T) of each track, its keywords and its length in seconds."""
+
+    logmels: list[np.ndarray]
+    keywords_s: list[list[tuple[float, float]]]
+    seconds: list[float]
+
+
+def prepare(corpus: Corpus, rows: Sequence[int], keyword: str, spec: StreamSpec) -> Tracks:
+    """The log-mels of a stream, float32, memory-mapped; computed once for all models that hear it.
+
+    Raises:
+        SpecError: as ``render``.
     """
-    streaming = StreamingModel(model)
-    config, front_end, window = model.config, streaming.front_end, streaming.window
-    hop = config.stride[1] * front_end.config.hop_length
-    block = round(block_s * SAMPLE_RATE / hop) * hop
-    found = []
-    audio, frames, hidden, outputs, energies = streaming.initial_state()
-    for piece in torch.from_numpy(np.asarray(samples, np.float32))[None].split(block, dim=1):
-        audio, new = streaming._take_frames(torch.cat([audio, piece], dim=1))
-        frames = torch.cat([frames, new], dim=2)
-        n_steps = config.n_steps(frames.shape[2])
-        if not n_steps:
-            continue
-        new_outputs, hidden = model.recur(model.steps(frames.to(streaming.dtype)), hidden)
-        frames = frames[:, :, n_steps * config.stride[1] :]
-        outputs = torch.cat([outputs, new_outputs], dim=1)
-        energies = torch.cat([energies, model.attention.energy(new_outputs)[..., 0]], dim=1)
-        context = attend_windows(outputs, energies, window)[0, -n_steps:]
-        found.append(keyword_score(model.classifier(context)).numpy())
-        outputs, energies = outputs[:, -window:], energies[:, -window:]
-    scores = np.concatenate(found) if found else np.zeros(0, np.float32)
-    return streaming.step_times_s(0, len(scores)), scores
+    rows = np.asarray(rows)
+    key = identity(VERSION, corpus.fingerprint, rows.tolist(), keyword, spec)
+    path, about = corpus.folder / f"stream-{key}.npy", corpus.folder / f"stream-{key}.json"
+    if not path.exists():
+        tracks = Parallel(n_jobs=cpu_count(), return_as="generator")(
+            delayed(_track_logmels)(corpus, rows, keyword, spec, number) for number in range(_n_tracks(spec))
+        )
+        tracks = list(tqdm(tracks, desc="rendering a stream", total=_n_tracks(spec), unit="track"))
+        keywords_s, seconds = [track[1] for track in tracks], [track[2] for track in tracks]
+        with new_array(path, np.float32, (tracks[0][0].shape[0], sum(t[0].shape[1] for t in tracks))) as out:
+            np.concatenate([track[0] for track in tracks], axis=1, out=out)
+            ends = np.cumsum([track[0].shape[1] for track in tracks]).tolist()
+            paths.write_json(about, {"ends": ends, "keywords_s": keywords_s, "seconds": seconds})
+    described, logmels = json.loads(about.read_text()), np.load(path, mmap_mode="r")
+    keywords_s = [[(start, end) for start, end in track] for track in described["keywords_s"]]
+    return Tracks(np.split(logmels, described["ends"][:-1], axis=1), keywords_s, described["seconds"])
+
+
+@torch.no_grad()
+def _track_logmels(corpus, rows, keyword, spec, number: int) -> tuple[np.ndarray, list, float]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    track = _track(corpus, rows, keyword, spec, number)
+    samples = torch.from_numpy(track.samples)[None]
+    logmels = LogMel()(samples)[0].numpy()
+    torch.set_num_threads(threads)
+    return logmels, track.keywords_s, track.seconds
+
+
+@torch.no_grad()
+def listen(model: nn.Module, tracks: Tracks, reset_steps: int = 0) -> list[Heard]:
+    """A model's scores on prepared tracks, many steps in one call.
+
+    Equal to ``StreamingModel`` to rounding; not for torch's dynamic int8, which scales what it reads by call.
+
+    Args:
+        reset_steps: 0 carries the state from the beginning of each track on. Otherwise the model starts afresh
+            every so many steps, on the last second of log-mels.
+    """
+    config, heard = model.config, []
+    window, dtype = n_frames(FeatureConfig()), next(model.parameters()).dtype
+    for logmels, keywords_s, seconds in zip(*tracks, strict=True):
+        x = torch.from_numpy(np.array(logmels)).to(dtype)
+        if reset_steps:
+            hop = reset_steps * config.stride[1]
+            clips = x.unfold(1, window, hop).transpose(0, 1)  # (windows, F, window)
+            scores = torch.cat([keyword_score(model(part)) for part in clips.split(512)])
+            ends = np.arange(len(scores)) * hop + window - 1
+        else:
+            scores = keyword_score(step_logits(model, x[None], config.n_steps(window))[0])
+            ends = np.arange(len(scores)) * config.stride[1] + config.kernel_size[1] - 1
+        heard.append(Heard(keywords_s, seconds, ends * FeatureConfig().hop_length / SAMPLE_RATE, scores.numpy()))
+    return heard
 
 
 def smoothed(scores: np.ndarray, steps: int) -> np.ndarray:
@@ -210,26 +275,21 @@ def smoothed(scores: np.ndarray, steps: int) -> np.ndarray:
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 
-def heard(
-    tracks: Sequence[tuple[Track, np.ndarray, np.ndarray]], thresholds: Sequence[float], refractory_s: float = 1.0
-) -> pd.DataFrame:
+def heard(tracks: Sequence[Heard], thresholds: Sequence[float], refractory_s: float = 1.0) -> pd.DataFrame:
     """What a detector does at each threshold, counted over all tracks.
-
-    Args:
-        tracks: (track, times in seconds, scores) of each.
 
     Returns:
         A row per threshold: ``threshold, found, keywords, false_alarms, other_hours, miss_rate, fa_per_h``,
-        ``latency_s`` (median delay of the first event after the end of the keyword clip; below 0: before it).
+        ``latency_s`` (median delay of the first event after the end of the keyword; below 0: before it).
     """
     rows = []
-    hours = sum(track.other_hours for track, _, _ in tracks)
-    keywords = sum(len(track.keywords_s) for track, _, _ in tracks)
+    hours = sum(track.other_hours for track in tracks)
+    keywords = sum(len(track.keywords_s) for track in tracks)
     for threshold in thresholds:
         found = false_alarms = 0
         delays: list[float] = []
-        for track, times, scores in tracks:
-            fired = [t for t, _ in events(times, scores, threshold, refractory_s)]
+        for track in tracks:
+            fired = fires(track, threshold, refractory_s)
             hits, wrong = count_events(fired, track.keywords_s)
             found, false_alarms = found + hits, false_alarms + wrong
             for start, end in track.keywords_s:
@@ -249,6 +309,25 @@ def heard(
     return pd.DataFrame(rows)
 
 
+def fires(track: Heard, threshold: float, refractory_s: float = 1.0) -> list[float]:
+    """When events begin: as ``stream.events``, which is only asked about the few scores that can be one."""
+    high = track.scores >= threshold
+    return [t for t, _ in events(track.times_s[high], track.scores[high], threshold, refractory_s)]
+
+
+def det(tracks: Sequence[Heard], refractory_s: float = 1.0, points: int = 120) -> pd.DataFrame:
+    """Miss rate against false alarms per hour, the detection error trade-off: rows of ``heard`` by falling threshold.
+
+    An alarm can hide a keyword that follows within the refractory time, so a lower threshold may find less:
+    ``least_miss_rate`` is the least that is reached with no more false alarms.
+    """
+    scores = np.concatenate([track.scores for track in tracks])
+    shares = np.logspace(-np.log10(len(scores)), -0.5, points)  # from the highest score to a third of all
+    table = heard(tracks, np.unique(np.quantile(scores, 1 - shares))[::-1], refractory_s)
+    table = table.sort_values(["fa_per_h", "miss_rate"], kind="stable", ignore_index=True)
+    return table.assign(least_miss_rate=table["miss_rate"].cummin())
+
+
 def most_fa_per_h(false_alarms: int, hours: float) -> float:
     """The rate that so many false alarms in so many hours leave possible: none at all still allow 3 in that time.
 
@@ -262,18 +341,15 @@ def most_fa_per_h(false_alarms: int, hours: float) -> float:
     return float(chi2.ppf(0.95, 2 * (false_alarms + 1)) / 2 / hours)
 
 
-def calibrate(
-    tracks: Sequence[tuple[Track, np.ndarray, np.ndarray]], fa_per_h: float, refractory_s: float = 1.0
-) -> float:
+def calibrate(tracks: Sequence[Heard], fa_per_h: float, refractory_s: float = 1.0) -> float:
     """The lowest threshold with at most so many false alarms per hour on these tracks, which should be of val.
 
     Raises:
         SpecError: the tracks have no time without keyword.
     """
-    hours = sum(track.other_hours for track, _, _ in tracks)
-    if not hours:
+    if not sum(track.other_hours for track in tracks):
         raise SpecError("there is no time without keyword to count false alarms in")
-    peaks = [peak for track, times, scores in tracks for peak in _false_peaks(track, times, scores, refractory_s)]
+    peaks = [peak for track in tracks for peak in _false_peaks(track, refractory_s)]
     lowest = np.inf
     for peak in sorted(peaks, reverse=True):
         threshold = float(np.nextafter(peak, np.inf))  # this peak no longer counts, all lower ones do not either
@@ -283,10 +359,9 @@ def calibrate(
     return lowest
 
 
-def _false_peaks(
-    track: Track, times: np.ndarray, scores: np.ndarray, refractory_s: float, most: int = 200
-) -> list[float]:
+def _false_peaks(track: Heard, refractory_s: float, most: int = 200) -> list[float]:
     """The highest scores away from every keyword, each at least ``refractory_s`` from the others."""
+    times, scores = track.times_s, track.scores
     away = np.ones(len(times), bool)
     for start, end in track.keywords_s:
         away &= (times < start) | (times > end + TOLERANCE_S)

@@ -10,9 +10,25 @@ import pandas as pd
 from IPython.display import Markdown
 from torch import nn
 
-from kwslib import augment, checkpoints, corpora, features, metrics, models, paths, records, report, splits, train
+from kwslib import (
+    augment,
+    checkpoints,
+    corpora,
+    features,
+    metrics,
+    models,
+    paths,
+    records,
+    report,
+    sequences,
+    splits,
+    streams,
+    train,
+)
 from kwslib.augment import Augmentation
 from kwslib.config import PROFILES, SPLITS, FeatureConfig, Profile, SynthesisConfig, profile
+from kwslib.sequences import Sequences
+from kwslib.streams import StreamSpec, Tracks
 from kwslib.train import Training
 
 
@@ -63,6 +79,17 @@ class Study:
         train = self.split.train
         others = train[self.labels[train] == 0]
         return augment.bank(self.corpus, train, others, self.profile.views, augmentation, FeatureConfig())
+
+    def pieces(self, recipe: Sequences, augmentation: Augmentation) -> tuple[np.ndarray, np.ndarray]:
+        """Pieces of stream of training speakers and labels of their seconds, as many as ``bank`` has clips."""
+        train = self.split.train
+        n = max(1, self.profile.views * len(train) // recipe.clips)
+        return sequences.bank(self.corpus, train, self.labels[train] == 1, n, recipe, augmentation)
+
+    def streams(self, part: str, specs: dict[str, StreamSpec]) -> dict[str, Tracks]:
+        """Long streams by name, made of the clips of one part of the split: ``val`` or ``test``."""
+        rows = getattr(self.split, part)
+        return {name: streams.prepare(self.corpus, rows, self.keyword, spec) for name, spec in specs.items()}
 
     def sized(self, training: Training) -> Training:
         """A recipe's training with as many epochs as the profile makes of them."""

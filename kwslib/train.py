@@ -6,7 +6,7 @@ resumed training ends with the same bytes as an undisturbed one.
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +26,10 @@ from kwslib.models import (
     keyword_score,
     read_tensors,
     round_weights,
+    step_logits,
     tensors_file,
 )
+from kwslib.sequences import Sequences
 
 SCHEDULES = ("constant", "cosine", "onecycle")
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -92,29 +94,12 @@ class Tune:
 
 
 @dataclass(frozen=True)
-class Sequences:
-    """Clips one after another, through which the state is carried: how a model learns to live on a stream.
-
-    Each clip counts by its highest score on the way (max pooling over time, Sun et al. 2017, arXiv:1705.02411),
-    so other words must stay low at every step, also where one ends and the next begins; a keyword has
-    to be heard once. Just after a keyword clip, for as long as attention still sees it, nothing is asked.
-
-    Attributes:
-        clips: in a row.
-        keyword_share: of the clips; on a stream keywords are rare.
-    """
-
-    clips: int = 10
-    keyword_share: float = 0.12
-
-    def __post_init__(self):
-        if self.clips < 2 or not 0 < self.keyword_share < 1:
-            raise ValueError(f"a sequence has two clips or more, some of them keywords, not {self}")
-
-
-@dataclass(frozen=True)
 class StreamTune:
-    """A step after training that tunes on sequences of clips, see ``Sequences``.
+    """A step after training that tunes on pieces of stream, through which the state is carried.
+
+    Each second counts by its highest score on the way (max pooling over time, Sun et al. 2017, arXiv:1705.02411),
+    so other words must stay low at every step, also where one ends and the next begins; a keyword has
+    to be heard once. Just after a keyword, for as long as attention still sees it, nothing is asked.
 
     Attributes:
         training: with the experiment's losses, teacher and augmentation.
@@ -125,7 +110,7 @@ class StreamTune:
     sequences: Sequences = Sequences()
     bits: int = 0
 
-    def __call__(self, model: CRNN, tune: Callable) -> CRNN:
+    def __call__(self, model: nn.Module, tune: Callable) -> nn.Module:
         tune(model, self.training, sequences=self.sequences, weight_bits=self.bits)
         return model.eval()
 
@@ -138,12 +123,16 @@ class Data:
         bank: (V, N, F, T) augmented log-mels, any float type, may be memory-mapped.
         labels: (N,) 0 or 1.
         val, val_labels: (M, F, T) log-mels and (M,) labels of the selection part.
+        pieces, said: (P, F, 100 K + 1) log-mels of pieces of stream and (P, K) labels of their seconds, see
+            ``sequences.bank``; where there are any, they are learnt from instead of the bank.
     """
 
     bank: np.ndarray
     labels: np.ndarray
     val: np.ndarray
     val_labels: np.ndarray
+    pieces: np.ndarray | None = None
+    said: np.ndarray | None = None
 
 
 class NotANumber(RuntimeError):
@@ -196,7 +185,6 @@ def fit(
     trained: bool = False,
     weight_bits: int = 0,
     penalty: Callable[[nn.Module], Tensor] | None = None,
-    sequences: Sequences | None = None,
     resume: Path | None = None,
     on_epoch: Callable[[dict], None] = lambda row: None,
     device: str = "cpu",
@@ -210,9 +198,8 @@ def fit(
         weight_bits: quantization-aware: forward and backward see weights of so many bits, and the rounded
             model is validated (scales and biases still in float32); the optimizer moves the unrounded ones
             (straight-through, Bengio et al. 2013, arXiv:1308.3432). 0 leaves the weights alone.
-        penalty: of the model's weights, added to the losses; then the last epoch is kept instead of the best.
-        sequences: learn from clips in a row instead of one by one; then, too, the last epoch is kept: the best
-            clip model is not the best on a stream.
+        penalty: of the model's weights, added to the losses; then the last epoch is kept instead of the best, as
+            it is with pieces of stream: the best clip model is not the best there.
         resume: file that holds the whole state after each epoch; picked up when it exists.
         on_epoch: called with each row of the history as it is made.
 
@@ -233,9 +220,7 @@ def fit(
         raise ValueError(f"a {type(model).__name__} cannot absorb a normalization: train it with normalize=False")
     if teacher is not None:
         teacher = teacher.to(device).eval()
-    loop = _Loop(
-        model.to(device), teacher, data, training, losses, augmentation, seed, device, weight_bits, penalty, sequences
-    )
+    loop = _Loop(model.to(device), teacher, data, training, losses, augmentation, seed, device, weight_bits, penalty)
     if trained and training.normalize:  # it has absorbed these constants; now they come from outside again
         absorb_normalization(model, -loop.mean / loop.std, 1 / loop.std)
     history = loop.load(resume) if resume is not None else []
@@ -271,9 +256,8 @@ class _Loop:
         device: str,
         weight_bits=0,
         penalty=None,
-        sequences=None,
     ):
-        self.weight_bits, self.penalty, self.sequences = weight_bits, penalty, sequences
+        self.weight_bits, self.penalty = weight_bits, penalty
         self.model, self.teacher, self.data, self.device = model, teacher, data, device
         self.training, self.losses, self.augmentation = training, losses, augmentation
         self.random = Generator().manual_seed(seed)
@@ -288,11 +272,10 @@ class _Loop:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
         self.scaler = torch.amp.GradScaler(device, enabled=training.precision == "float16")
         counts = np.bincount(data.labels, minlength=2)
-        shares = np.array([0.5, 0.5] if sequences is None else [1 - sequences.keyword_share, sequences.keyword_share])
-        self.clip_weights = torch.from_numpy(shares / np.maximum(counts, 1))[torch.from_numpy(data.labels).long()]
+        self.clip_weights = torch.from_numpy(0.5 / np.maximum(counts, 1))[torch.from_numpy(data.labels).long()]
         self.mean, self.std = 0.0, 1.0
         if training.normalize:
-            some = data.bank[0, ::16].astype(np.float32)
+            some = (data.bank[0, ::16] if data.pieces is None else data.pieces[::40]).astype(np.float32)
             self.mean, self.std = float(some.mean()), float(some.std())
         self.best = {"key": [float("inf")] * 2, "model": _copy(model)}
 
@@ -309,25 +292,34 @@ class _Loop:
     def epoch(self, epoch: int) -> dict:
         """One pass; returns the mean of the loss and of each of its terms."""
         self.model.train()
+        batches = list(self._clips() if self.data.pieces is None else self._pieces())
+        n = sum(len(labels) for _, labels in batches)
+        sums: dict[str, float] = {}
+        for i, (read, labels) in enumerate(batches):
+            rate = learning_rate_factor(self.training, (epoch + i / len(batches)) / self.training.epochs)
+            self.optimizer.param_groups[0]["lr"] = self.training.learning_rate * rate
+            x = spec_augment(torch.from_numpy(read()).float(), self.augmentation, self.random).to(self.device)
+            for name, value in self._step(x, torch.from_numpy(labels).long().to(self.device)).items():
+                sums[name] = sums.get(name, 0.0) + value * len(labels) / n
+        return sums
+
+    def _clips(self) -> Iterator[tuple[Callable[[], np.ndarray], np.ndarray]]:
+        """Batches of an epoch: a function that reads the log-mels, and the labels."""
         n, size = len(self.data.labels), self.training.batch_size
         clips = torch.multinomial(self.clip_weights, n, replacement=True, generator=self.random).numpy()
         views = torch.randint(len(self.data.bank), (n,), generator=self.random).numpy()
-        starts = range(0, n, size)
-        sums: dict[str, float] = {}
-        for i, start in enumerate(starts):
-            rate = learning_rate_factor(self.training, (epoch + i / len(starts)) / self.training.epochs)
-            self.optimizer.param_groups[0]["lr"] = self.training.learning_rate * rate
-            chosen = clips[start : start + size]
-            if self.sequences is not None:  # whole rows only
-                chosen = chosen[: len(chosen) // self.sequences.clips * self.sequences.clips]
-                if not len(chosen):
-                    continue
-            x = torch.from_numpy(self.data.bank[views[start : start + len(chosen)], chosen]).float()
-            x = spec_augment(x, self.augmentation, self.random).to(self.device)
-            labels = torch.from_numpy(self.data.labels[chosen]).long().to(self.device)
-            for name, value in self._step(x, labels).items():
-                sums[name] = sums.get(name, 0.0) + value * len(chosen) / n
-        return sums
+        for start in range(0, n, size):
+            batch = slice(start, start + size)
+            yield lambda batch=batch: self.data.bank[views[batch], clips[batch]], self.data.labels[clips[batch]]
+
+    def _pieces(self) -> Iterator[tuple[Callable[[], np.ndarray], np.ndarray]]:
+        """The same of pieces of stream, as many seconds as there are clips."""
+        seconds = self.data.said.shape[1]
+        n, size = max(1, len(self.data.labels) // seconds), max(1, self.training.batch_size // seconds)
+        pieces = torch.randint(len(self.data.pieces), (n,), generator=self.random).numpy()
+        for start in range(0, n, size):
+            batch = pieces[start : start + size]
+            yield lambda batch=batch: self.data.pieces[batch], self.data.said[batch]
 
     def _step(self, x: Tensor, labels: Tensor) -> dict[str, float]:
         with torch.no_grad():
@@ -341,7 +333,7 @@ class _Loop:
         terms = {}
         for i, term in enumerate(self.losses):
             name = _name(i, term)
-            terms[name] = term(learnt, taught, labels, self.helpers[name] if name in self.helpers else None)
+            terms[name] = term(learnt, taught, labels.flatten(), self.helpers[name] if name in self.helpers else None)
         loss = sum(terms.values()) + (self.penalty(self.model) if self.penalty is not None else 0.0)
         if not torch.isfinite(loss):
             raise NotANumber(f"the loss became {loss.item()}: lower the learning rate or the loss weights")
@@ -359,8 +351,8 @@ class _Loop:
         return {"loss": loss.item(), **{name: value.item() for name, value in terms.items()}}
 
     def _outputs(self, model: nn.Module, x: Tensor, labels: Tensor) -> Outputs:
-        """What a model says of each clip; of clips in a row, its logits where it scores highest."""
-        return model.outputs(x) if self.sequences is None else _pooled(model, x, labels, self.sequences.clips)
+        """What a model says of each clip; of each second of a stream, its logits where it scores highest."""
+        return model.outputs(x) if labels.dim() == 1 else _pooled(model, x, labels)
 
     def validate(self, epoch: int) -> dict:
         """Score the selection part; remember the weights when they are the best so far."""
@@ -375,7 +367,7 @@ class _Loop:
         area = au_fa_fr(scores, self.data.val_labels.astype(bool))
         loss = float(np.mean(np.logaddexp(0, np.where(self.data.val_labels == 1, -scores, scores))))
         better = [area, loss] < self.best["key"]  # equal areas (often 0): the lower loss
-        better = better or self.penalty is not None or self.sequences is not None  # these work at the area's expense
+        better = better or self.penalty is not None or self.data.pieces is not None  # these work at the area's expense
         if better:
             self.best = {"key": [area, loss], "model": _copy(model)}
         return {"val_au_fa_fr": area, "val_loss": loss, "best": int(better)}
@@ -405,23 +397,19 @@ class _Loop:
         return state["history"]
 
 
-SEAM = 3  # frames of a clip that see the silence before it, which a stream does not have
-
-
-def _pooled(model: CRNN, x: Tensor, labels: Tensor, clips: int) -> Outputs:
-    """Logits of each clip in a row at the step that scores highest: (B * clips, F, T) -> (B * clips, K)."""
-    config, length = model.config, x.shape[2] - SEAM
-    rows = x.unflatten(0, (-1, clips))
-    stream = torch.cat([rows[:, 0, :, :SEAM], *rows[:, :, :, SEAM:].unbind(1)], dim=2)  # (B, F, SEAM + clips * length)
-    logits = model.step_logits(stream, config.n_steps(x.shape[2]))
+def _pooled(model: nn.Module, x: Tensor, labels: Tensor) -> Outputs:
+    """Logits of each second of pieces of stream, at the step that scores highest: (B, F, T), (B, K) -> (B * K, 2)."""
+    config, seconds = model.config, labels.shape[1]
+    length = x.shape[2] // seconds
+    logits = step_logits(model, x, config.n_steps(length + 1))
     ends = torch.arange(logits.shape[1], device=x.device) * config.stride[1] + config.kernel_size[1] - 1
-    clip = ((ends - SEAM) // length).clamp(0)  # to which clip a step belongs: where its last frame lies
-    into = ends - SEAM - clip * length
-    after_keyword = nn.functional.pad(labels.unflatten(0, (-1, clips))[:, :-1], (1, 0)).bool()  # (B, clips)
+    second = (ends - 1) // length  # the one a step belongs to: where its last frame lies
+    into = ends - 1 - second * length
+    after_keyword = nn.functional.pad(labels[:, :-1], (1, 0)).bool()  # (B, K)
     scores = keyword_score(logits.flatten(0, 1)).unflatten(0, logits.shape[:2])
     best = []
-    for number in range(clips):
-        asked = (clip == number) & ~(after_keyword[:, number, None] & (into < length // 2))
+    for number in range(seconds):
+        asked = (second == number) & ~(after_keyword[:, number, None] & (into < length // 2))
         best.append(scores.masked_fill(~asked, -torch.inf).argmax(1))
     index = torch.stack(best, dim=1)[..., None].expand(-1, -1, logits.shape[2])
     return Outputs(logits.gather(1, index).flatten(0, 1), None, None, None, None)

@@ -9,15 +9,17 @@ import pytest
 import torch
 
 from kwslib import export
-from kwslib.architectures import SeparableConfig, build
+from kwslib.architectures import SeparableConfig, TimeNetConfig, build
 from kwslib.config import CELLS, CRNNConfig
+from kwslib.decide import Decision
 from kwslib.features import LogMel
 from kwslib.models import CRNN
 from kwslib.quantize import PRECISIONS
 from kwslib.stream import StreamingModel
 
 CONFIGS = {cell: CRNNConfig(2, hidden_size=9, gru_num_layers=2, cell=cell, attention_size=4) for cell in CELLS}
-DESCRIBED = {"keyword": "sheila", "threshold": -0.5}
+DECISION = {"threshold": 1.0, "smoothing_steps": 2, "refractory_s": 1.0, "scale": 0.5, "offset": -1.0}
+DESCRIBED = {"keyword": "sheila", "threshold": -0.5, "decision": DECISION}
 
 
 def net(precision="float32", cell="gru"):
@@ -41,9 +43,28 @@ def test_log_mels_in_plain_products(keep_tables):
 def test_a_minute_of_sound_gives_the_same_probabilities(cell, suffix, precision):
     model = net(precision, cell)
     content = export.detector(model, suffix, DESCRIBED)  # compares; here again, from outside
-    whole = export.Detector(StreamingModel(model)).eval()
+    whole = export.Detector(StreamingModel(model), decision=Decision(**DECISION)).eval()
     run = export._session_call(content) if suffix == ".onnx" else export._torchscript_call(content)
     assert export.parity(whole, run, seconds=5) <= 1e-5
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".ts"])
+@pytest.mark.parametrize("convert", [lambda m: m, PRECISIONS["weight-int4"]], ids=["float32", "int4"])
+def test_a_time_net_is_exported_with_all_its_caches(suffix, convert):
+    torch.manual_seed(0)
+    model = convert(build(TimeNetConfig()).eval())
+    whole = export.Detector(StreamingModel(model))
+    assert whole.names == ["audio", "frames", "frames_2", "frames_3", "outputs", "energies"]
+    assert export.detector(model, suffix, DESCRIBED)
+
+
+def test_the_calibrated_probability_is_in_the_file():
+    run = export._session_call(export.detector(net(), ".onnx", DESCRIBED))
+    plain = export._session_call(export.detector(net(), ".onnx", {"keyword": "sheila"}))
+    whole = export.Detector(StreamingModel(net()))
+    samples = torch.randn(1, whole.hop, generator=torch.Generator().manual_seed(0)) * 0.1
+    share, raw = (float(call(samples, *whole.initial_state())[0]) for call in (run, plain))
+    assert np.log(share / (1 - share)) == pytest.approx(0.5 * np.log(raw / (1 - raw)) - 1.0, abs=1e-4)
 
 
 @pytest.mark.parametrize(("precision", "suffix"), [("float16", ".onnx"), ("float16", ".ts"), ("int8", ".ts")])
@@ -70,6 +91,7 @@ def test_what_it_is_stands_in_the_file():
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.jit.load(io.BytesIO(export.detector(net(), ".ts", DESCRIBED)), _extra_files=extra)
     assert about == json.loads(extra["kws.json"])
+    assert about["decision"] == DECISION
     assert about["keyword"] == "sheila" and about["threshold"] == -0.5
     assert about["hop_samples"] == 1280 and about["sample_rate"] == 16_000
 
@@ -89,7 +111,7 @@ def test_a_detector_runs_with_onnx_runtime_and_numpy_alone():
         probability, *new = session.run(None, {"samples": hop, **state})
         state = dict(zip(state, new, strict=True))
         heard.append(float(probability[0]))
-    whole = export.Detector(StreamingModel(net())).eval()
+    whole = export.Detector(StreamingModel(net()), decision=Decision(**DECISION)).eval()
     with torch.no_grad():
         parts = whole.initial_state()
         for hop, found in zip(torch.from_numpy(samples).split(1280, dim=1), heard, strict=True):
@@ -108,5 +130,5 @@ def test_what_cannot_be_exported_is_named():
         export.detector(net("int8"), ".onnx", DESCRIBED)
     with pytest.raises(export.ExportError, match="as .onnx or .ts, not as .tflite"):
         export.detector(net(), ".tflite", DESCRIBED)
-    with pytest.raises(ValueError, match="only a CRNN runs on a stream"):
+    with pytest.raises(ValueError, match="only a CRNN or a TimeNet runs on a stream"):
         export.detector(build(SeparableConfig()).eval(), ".onnx", DESCRIBED)

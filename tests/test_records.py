@@ -147,3 +147,27 @@ def test_published_rows_stand_beside_ours():
     assert set(table.index) == {"A1", "B0"}
     assert table.loc["A1", "speed_up, published"] == 10.3
     assert table.loc["A1", "speed_up, ours"] == 10.0
+
+
+def test_stream_points_become_a_table_and_sentences():
+    def point(stream, asked, missed, alarms, hours):
+        rates = {"miss_rate": missed, "val_miss_rate": missed, "fa_per_h": alarms / hours, "most_fa_per_h": 9.0}
+        counts = {"keywords": 100, "false_alarms": alarms, "other_hours": hours, "latency_s": 0.05}
+        return {"stream": stream, "state": "carried", "asked_fa_per_h": asked, **rates, **counts}
+
+    def run(name, seed, missed):
+        points = [point("ordinary", 0.5, missed, 1, 4.0), point("noise", None, None, 0, 1.0)]
+        return {"experiment": name, "seed": seed, "metrics": {"streams": {"points": points}}}
+
+    found = [run("big", 0, 0.02), run("big", 1, 0.04), run("small", 0, 0.10), run("worse", 0, 0.30)]
+    points = records.streams([*found, {"experiment": "clips", "seed": 0, "metrics": {}}])
+    assert len(points) == 8 and records.streams([]).empty
+    table = report.stream_table(points)
+    assert table.loc["big", "ordinary, carried: found, %"] == "97.0 (96.0 to 98.0)"
+    assert table.loc["big", "ordinary, carried: FA/h, asked 0.5"] == "0.25"
+    assert table.loc["small", "noise: FA/h"] == "0.00 (≤ 9.0)"
+    summary = pd.DataFrame({"speed_up": [1.0, 12.0, 12.0]}, index=["big", "small", "worse"])
+    said = report.say_streams(points, summary)
+    assert "10 times fewer MACs, small, finds 90.0 % of the keywords at 0.25 false alarms per hour" in said
+    assert "more MACs, big, finds 97.0 %" in said
+    assert "ordinary 4.0 h with 100 keywords" in report.say_hours(points)

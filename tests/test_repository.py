@@ -17,9 +17,9 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 APPENDICES = [ROOT / "notebooks" / "appendix" / f"{name}.ipynb" for name in report.APPENDICES]
 ROOMS = {
     0: "paths config records tracking synthesis plots report published",
-    1: "speech_commands corpora splits features augment models architectures losses metrics cost",
+    1: "speech_commands corpora splits features augment sequences models architectures losses metrics cost",
     2: "train quantize checkpoints prune",
-    3: "stream streams export listen",
+    3: "stream streams decide export listen",
     4: "study verify experiments sweep",
     5: "cli",
 }
@@ -27,9 +27,9 @@ FLOOR = {room: floor for floor, rooms in ROOMS.items() for room in rooms.split()
 # Inside a floor some rooms build on others; from left to right.
 ORDER = (
     "paths config published records synthesis tracking plots report "
-    "speech_commands corpora splits features models architectures metrics augment losses cost "
+    "speech_commands corpora splits features models architectures metrics augment sequences losses cost "
     "train quantize checkpoints prune "
-    "stream streams export study verify experiments sweep"
+    "stream streams decide export study verify experiments sweep"
 )
 
 

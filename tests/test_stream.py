@@ -4,10 +4,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kwslib import corpora, stream
+from kwslib import corpora, stream, streams
+from kwslib.architectures import TimeNetConfig, build
 from kwslib.config import CRNNConfig
 from kwslib.features import LogMel
-from kwslib.models import CRNN, keyword_score
+from kwslib.models import CRNN, keyword_score, step_logits
 from kwslib.prune import Prune
 from kwslib.quantize import PRECISIONS, WeightInt
 from kwslib.stream import StreamingModel
@@ -32,7 +33,18 @@ def net(precision="float32", **sizes) -> CRNN:
     return CONVERT[precision](CRNN(CRNNConfig(**sizes)).eval())
 
 
+@torch.no_grad()
+def time_net(precision="float32") -> torch.nn.Module:
+    torch.manual_seed(1)
+    model = build(TimeNetConfig()).train()
+    for _ in range(20):  # its normalisation layers learn what they see
+        model(LogMel()(torch.randn(8, 16_000) * 0.1))
+    return CONVERT[precision](model.eval())
+
+
 MODELS = {precision: StreamingModel(net(precision)) for precision in CONVERT}
+TIME_NETS = {p: StreamingModel(time_net(p)) for p in CONVERT if not p.endswith("act8")}  # rounding those is for CRNNs
+ALL = [(MODELS, 36, p) for p in MODELS] + [(TIME_NETS, 29, p) for p in TIME_NETS]
 
 
 def feed(streaming, audio, cuts):
@@ -43,22 +55,23 @@ def feed(streaming, audio, cuts):
     return torch.cat(scores, dim=1), state
 
 
-@pytest.mark.parametrize("precision", CONVERT)
+@pytest.mark.parametrize(("models", "steps", "precision"), ALL)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
-def test_any_chunking_gives_the_same_scores(precision, data):
+def test_any_chunking_gives_the_same_scores(models, steps, precision, data):
     """Chunks from one sample to two seconds."""
     lengths = data.draw(st.lists(st.one_of(st.integers(1, 200), st.integers(1, 32_000)), min_size=1, max_size=40))
     cuts = [c for c in np.cumsum(lengths).tolist() if c < AUDIO.shape[1]]
-    whole, _ = feed(MODELS[precision], AUDIO, [])
-    pieces, _ = feed(MODELS[precision], AUDIO, cuts)
-    assert whole.shape == pieces.shape == (1, 36)
+    whole, _ = feed(models[precision], AUDIO, [])
+    pieces, _ = feed(models[precision], AUDIO, cuts)
+    assert whole.shape == pieces.shape == (1, steps)
     assert (whole - pieces).abs().max() <= TOLERANCE[precision]
 
 
-def test_single_samples_give_the_same_scores():
-    whole, _ = feed(MODELS["float32"], AUDIO[:, :8_000], [])
-    pieces, _ = feed(MODELS["float32"], AUDIO[:, :8_000], list(range(1, 8_000)))
+@pytest.mark.parametrize("models", [MODELS, TIME_NETS], ids=["crnn", "timenet"])
+def test_single_samples_give_the_same_scores(models):
+    whole, _ = feed(models["float32"], AUDIO[:, :16_000], [])
+    pieces, _ = feed(models["float32"], AUDIO[:, :16_000], list(range(1, 16_000)))
     assert (whole - pieces).abs().max() <= 1e-5
 
 
@@ -95,6 +108,42 @@ def test_a_chain_of_steps_streams_too():
     assert (offline - scores[0]).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize("precision", TIME_NETS)
+@torch.no_grad()
+def test_a_time_net_on_a_stream_is_the_clip_model_on_each_last_second(precision):
+    streaming = TIME_NETS[precision]
+    scores, _ = feed(streaming, AUDIO, [7_777])
+    logmels = LogMel()(AUDIO)
+    for step, t in enumerate(streaming.step_times_s(0, scores.shape[1])):
+        last = round(t * 100)  # frame
+        clip = logmels[:, :, max(0, last - 100) : last + 1]
+        expected = keyword_score(streaming.model(clip.to(streaming.dtype)))
+        assert scores[0, step].item() == pytest.approx(expected.item(), abs=TOLERANCE[precision])
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_an_hour_neither_drifts_nor_grows():
+    model = net(cnn_out_channels=2, hidden_size=6, gru_num_layers=1)
+    streaming, state = StreamingModel(model), StreamingModel(model).initial_state()
+    generator, found, sizes, samples = torch.Generator().manual_seed(0), [], [], []
+    for _ in range(60):
+        samples.append(torch.randn(1, 60 * 16_000, generator=generator) * 0.1)
+        scores, state = streaming.step(samples[-1], state)
+        found.append(scores)
+        sizes.append(state.n_bytes)
+    assert len(set(sizes[1:])) == 1
+    logmels = torch.cat([LogMel().frames(part) for part in _overlapping(torch.cat(samples, dim=1))], dim=2)
+    offline = keyword_score(step_logits(model, logmels, streaming.window)[0])
+    assert (torch.cat(found, dim=1)[0] - offline).abs().max() <= 1e-4
+
+
+def _overlapping(samples):
+    """Parts of a track, silence before it, that have whole frames and all of them."""
+    samples = torch.nn.functional.pad(samples, (400, 0))
+    return [samples[:, i : i + 160 * 6_000 + 240] for i in range(0, samples.shape[1] - 240, 160 * 6_000)]
+
+
 def test_attention_sees_its_window_and_no_more():
     """Against the modules of the clip model, windows cut out by a plain loop."""
     model, window = net(), 4
@@ -121,7 +170,7 @@ def test_memory_is_bounded():
         _, state = streaming.step(AUDIO[:, (i * 997) % 40_000 :][:, :997], state)
         sizes.append(state.n_bytes)
     assert max(sizes[200:]) <= max(sizes[:200]) < 12_000
-    assert all(t.numel() == t.untyped_storage().size() // t.element_size() for t in (state.samples, state.frames))
+    assert all(t.numel() == t.untyped_storage().size() // t.element_size() for t in (state.samples, *state.caches))
 
 
 def test_streams_do_not_touch_each_other_and_reset_is_deterministic():
@@ -153,12 +202,9 @@ def test_glue_marks_the_keywords(folder):
     track = stream.glue(corpus, [stop, go, stop, go], "go")
     assert track.keywords_s == [(1.0, 2.0), (3.0, 4.0)]
     assert len(track.samples) == 64_000
-    assert track.other_hours == pytest.approx(1.5 / 3600)  # 0 to 1 s and 2.5 to 3 s
+    heard = streams.Heard(track.keywords_s, track.seconds, np.zeros(0), np.zeros(0))
+    assert heard.other_hours == pytest.approx(1.5 / 3600)  # 0 to 1 s and 2.5 to 3 s
     assert (track.samples[16_000:32_000] * 32768 == corpus.waveforms[go]).all()
-    times = np.arange(1, 41) / 10
-    scores = np.where((times > 1.2) & (times < 1.6), 5.0, -5.0)  # fires at the first keyword only
-    fa_per_h, miss_rate = stream.trade_off(track, times, scores)
-    assert (fa_per_h[0], miss_rate[0]) == (0.0, 0.5)
 
 
 def test_bad_sizes_are_named():

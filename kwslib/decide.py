@@ -1,0 +1,231 @@
+"""From scores to decisions: when a stream's scores become an event, and what a score is worth as a probability.
+
+A model trained on as many keywords as other words, or nearly so, takes too much for the keyword where keywords are
+rare. What it says is therefore put right on streams of val speakers, and the result is kept with the checkpoint.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
+from scipy.special import logit
+from torch import nn
+
+from kwslib.stream import probability, watched
+from kwslib.streams import Heard, StreamSpec, Tracks, calibrate, det, heard, listen, most_fa_per_h, smoothed
+
+SMOOTHING = (1, 2, 3)  # steps, tried on val
+RESET_STEPS = 2  # how often the model starts afresh where the state is not carried
+CURVE_POINTS = 60
+VERSION = 1  # raise it when the same streams would give another decision or other figures
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What turns scores, logit differences, into events and probabilities.
+
+    Attributes:
+        threshold: of the smoothed score; an event begins where it is reached.
+        smoothing_steps: a smoothed score is the mean of the last so many.
+        refractory_s: nothing follows an event for so long.
+        scale, offset: the keyword's probability is the logistic function of scale * score + offset.
+        fa_per_h, hours: at most so many false alarms per hour were allowed, on so many hours of val streams.
+    """
+
+    threshold: float = 0.0
+    smoothing_steps: int = 1
+    refractory_s: float = 1.0
+    scale: float = 1.0
+    offset: float = 0.0
+    fa_per_h: float | None = None
+    hours: float | None = None
+
+    def probability(self, score: float | np.ndarray) -> np.ndarray:
+        """Smoothed score -> probability of the keyword.
+
+        >>> float(Decision(scale=2.0, offset=-1.0).probability(0.5))
+        0.5
+        """
+        return probability(self.scale * np.asarray(score, np.float64) + self.offset)
+
+    def at_probability(self, share: float) -> "Decision":
+        """The same with the threshold at this probability.
+
+        Raises:
+            ValueError: it is none.
+        """
+        if not 0 <= share <= 1:
+            raise ValueError(f"a threshold is a probability from 0 to 1, not {share}")
+        return replace(self, threshold=float((logit(share) - self.offset) / self.scale))
+
+    def watch(self, scored: Iterable[tuple[float, float]]) -> Iterator[tuple[float, float, bool]]:
+        """Time, smoothed score and whether an event begins, for each time and score as it comes.
+
+        >>> list(Decision(threshold=1.0, smoothing_steps=2).watch([(0.1, 0.0), (0.2, 2.0), (0.3, 4.0)]))
+        [(0.1, 0.0, False), (0.2, 1.0, True), (0.3, 3.0, False)]
+        """
+        yield from watched(self._smoothed(scored), self.threshold, self.refractory_s)
+
+    def _smoothed(self, scored):
+        last: deque = deque(maxlen=self.smoothing_steps)
+        for t, score in scored:
+            last.append(score)
+            yield t, sum(last) / len(last)
+
+    def smooth(self, tracks: list[Heard]) -> list[Heard]:
+        """The same tracks with smoothed scores."""
+        return [track._replace(scores=smoothed(track.scores, self.smoothing_steps)) for track in tracks]
+
+
+@dataclass(frozen=True)
+class Decide:
+    """A step that leaves the model as it is: its decision is made on val streams and measured on test streams.
+
+    Attributes:
+        streams: their specifications by name: ``ordinary``, on which decisions are made, and others.
+        fa_per_h: false alarms per hour that are allowed on each stream with keywords.
+        reset: on which of those the model is also run with its state reset before each window, which is slow.
+    """
+
+    streams: dict[str, StreamSpec]
+    fa_per_h: dict[str, float] = field(default_factory=lambda: {"ordinary": 0.5, "dense": 6.0})
+    reset: tuple[str, ...] = ("dense",)
+
+    def __call__(self, model: nn.Module) -> nn.Module:
+        return model
+
+    @property
+    def made_on(self) -> dict[str, StreamSpec]:
+        """Those of the streams on which a rate is asked for: they are also made of val speakers."""
+        return {name: self.streams[name] for name in self.fa_per_h}
+
+    def sized(self, percent: float) -> "Decide":
+        """The same on shorter or longer streams."""
+        shorter = {name: replace(spec, minutes=spec.minutes * percent / 100) for name, spec in self.streams.items()}
+        return replace(self, streams=shorter)
+
+
+def decide(tracks: list[Heard], fa_per_h: float) -> Decision:
+    """A decision from what a model says on val streams: smoothing, threshold and probabilities.
+
+    The threshold is the lowest with at most ``fa_per_h``; of the smoothings the one that then misses least, of
+    equals the shortest.
+    """
+    hours = round(sum(track.other_hours for track in tracks), 3)
+    tried = []
+    for steps in SMOOTHING:
+        smooth = Decision(smoothing_steps=steps).smooth(tracks)
+        threshold = calibrate(smooth, fa_per_h)
+        missed = heard(smooth, [threshold])["miss_rate"].iloc[0]
+        tried.append((missed, steps, threshold))
+    _, steps, threshold = min(tried)
+    best = Decision(threshold, steps, fa_per_h=fa_per_h, hours=hours)
+    scale, offset = fitted_probability(*highest_scores(best.smooth(tracks)))
+    return replace(best, scale=scale, offset=offset)
+
+
+def decision_of(sidecar: dict) -> Decision | None:
+    """The decision that a checkpoint's description holds, if any.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    described = sidecar.get("decision")
+    if described is None:
+        return None
+    try:
+        decision = Decision(**described)
+        numbers = [float(value) for value in described.values() if value is not None]
+        fits = np.isfinite(numbers).all() and decision.scale > 0 and decision.refractory_s >= 0
+        fits &= 1 <= decision.smoothing_steps <= 1000
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise ValueError(f"the decision of this checkpoint makes no sense: {str(described)[:200]}")
+    return replace(decision, smoothing_steps=int(decision.smoothing_steps))
+
+
+def highest_scores(tracks: list[Heard]) -> tuple[np.ndarray, np.ndarray]:
+    """The highest score of each keyword and of each other second of the tracks, and which is which, (N,), (N,) bool."""
+    found: list[tuple[float, bool]] = []
+    for track in tracks:
+        free = 0.0
+        for start, end in [*track.keywords_s, (track.seconds, None)]:
+            begins = np.arange(free, start - 1 + 1e-9)
+            spans = [(t, t + 1, False) for t in begins] + ([(start, end + 0.5, True)] if end is not None else [])
+            for begin, stop, is_keyword in spans:
+                inside = track.scores[np.searchsorted(track.times_s, begin) : np.searchsorted(track.times_s, stop)]
+                if len(inside):
+                    found.append((inside.max(), is_keyword))
+            free = start if end is None else end + 0.5
+    scores, is_keyword = zip(*found, strict=True) if found else ((), ())
+    return np.array(scores, float), np.array(is_keyword, bool)
+
+
+def fitted_probability(scores: np.ndarray, is_keyword: np.ndarray) -> tuple[float, float]:
+    """Scale and offset with which the logistic function of the scores gives the most likely probabilities.
+
+    Source: Platt 1999, with his targets that keep both finite where the classes do not overlap.
+    """
+    from scipy.optimize import minimize
+
+    ones, zeros = int(is_keyword.sum()), int((~is_keyword).sum())
+    target = np.where(is_keyword, (ones + 1) / (ones + 2), 1 / (zeros + 2))
+    middle, spread = (float(scores.mean()), float(scores.std()) or 1.0) if len(scores) else (0.0, 1.0)
+    z = (scores - middle) / spread
+
+    def loss(parameters: np.ndarray) -> float:
+        logits = parameters[0] * z + parameters[1]
+        return float((np.logaddexp(0, logits) - target * logits).sum())
+
+    scale, offset = minimize(loss, np.array([1.0, 0.0]), method="Nelder-Mead", options={"maxiter": 2000}).x
+    scale = max(scale, 1e-6)  # a detector that is wrong more often than not gets no say, not a reversed one
+    return float(scale / spread), float(offset - scale * middle / spread)
+
+
+def measure(model: nn.Module, step: Decide, val: dict[str, Tracks], test: dict[str, Tracks]) -> tuple[Decision, dict]:
+    """A model's decision from val streams, and what it does on test streams, as plain values.
+
+    Returns:
+        The decision, and ``points`` (what is counted, one row for each stream, way of running and rate that was
+        allowed) with ``curves`` (false alarms per hour and the least miss rate, by stream and way of running).
+    """
+    points, curves = [], {}
+    decision = None
+    for name, fa_per_h in step.fa_per_h.items():
+        for state, reset_steps in (("carried", 0), ("reset", RESET_STEPS))[: 1 + (name in step.reset)]:
+            on_val = listen(model, val[name], reset_steps)
+            made = decide(on_val, fa_per_h)
+            decision = decision or made  # of the first stream, with carried state
+            tracks = listen(model, test[name], reset_steps)
+            row = {"stream": name, "state": state, "asked_fa_per_h": fa_per_h, **counted(tracks, made)}
+            points.append(row | {"val_miss_rate": counted(on_val, made)["miss_rate"]})
+            curve = det(made.smooth(tracks), made.refractory_s, CURVE_POINTS).drop_duplicates("fa_per_h")
+            curves[f"{name}, {state}"] = {
+                "fa_per_h": curve["fa_per_h"].round(4).tolist(),
+                "miss_rate": curve["least_miss_rate"].round(4).tolist(),
+            }
+    for name in test:
+        if name != next(iter(step.fa_per_h)):  # the stored decision elsewhere
+            row = {"stream": name, "state": "carried", "asked_fa_per_h": None}
+            points.append(row | counted(listen(model, test[name]), decision))
+    return decision, {"decision": asdict(decision), "points": points, "curves": curves}
+
+
+def counted(tracks: list[Heard], decision: Decision) -> dict:
+    """What a decision does on tracks, as plain values: found keywords, false alarms, their rates, latency.
+
+    ``most_fa_per_h`` is the rate that so few alarms leave possible, see ``streams.most_fa_per_h``.
+    """
+    tracks = decision.smooth(tracks)
+    row = heard(tracks, [decision.threshold], decision.refractory_s).iloc[0]
+    most = most_fa_per_h(int(row["false_alarms"]), row["other_hours"])
+    counted = {name: int(row[name]) for name in ("found", "keywords", "false_alarms")}
+    rest = {name: _number(row[name]) for name in ("threshold", "other_hours", "miss_rate", "fa_per_h", "latency_s")}
+    return {**counted, **rest, "most_fa_per_h": round(most, 3), "smoothing_steps": decision.smoothing_steps}
+
+
+def _number(value: float) -> float | None:
+    """A float for JSON, which knows no NaN."""
+    return round(float(value), 4) if np.isfinite(value) else None
