@@ -6,7 +6,7 @@ rare. What it says is therefore put right on streams of val speakers, and the re
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from scipy.special import logit
@@ -83,27 +83,25 @@ class Decide:
     """A step that leaves the model as it is: its decision is made on val streams and measured on test streams.
 
     Attributes:
-        streams: their specifications by name: ``ordinary``, on which decisions are made, and others.
-        fa_per_h: false alarms per hour that are allowed on each stream with keywords.
-        reset: on which of those the model is also run with its state reset before each window, which is slow.
+        streams: their specifications. Where one names a rate that is allowed, a decision is made for it; the first
+            such decision is kept with the model.
+        reset: names of those on which the model is also run with its state reset before each window, which is slow.
     """
 
-    streams: dict[str, StreamSpec]
-    fa_per_h: dict[str, float] = field(default_factory=lambda: {"ordinary": 0.5, "dense": 6.0})
+    streams: tuple[StreamSpec, ...]
     reset: tuple[str, ...] = ("dense",)
 
     def __call__(self, model: nn.Module) -> nn.Module:
         return model
 
     @property
-    def made_on(self) -> dict[str, StreamSpec]:
-        """Those of the streams on which a rate is asked for: they are also made of val speakers."""
-        return {name: self.streams[name] for name in self.fa_per_h}
+    def made_on(self) -> tuple[StreamSpec, ...]:
+        """The streams with a rate, which are also made of val speakers."""
+        return tuple(spec for spec in self.streams if spec.fa_per_h is not None)
 
     def sized(self, percent: float) -> "Decide":
         """The same on shorter or longer streams."""
-        shorter = {name: replace(spec, minutes=spec.minutes * percent / 100) for name, spec in self.streams.items()}
-        return replace(self, streams=shorter)
+        return replace(self, streams=tuple(replace(s, minutes=s.minutes * percent / 100) for s in self.streams))
 
 
 def decide(tracks: list[Heard], fa_per_h: float) -> Decision:
@@ -193,7 +191,7 @@ def measure(model: nn.Module, step: Decide, val: dict[str, Tracks], test: dict[s
     """
     points, curves = [], {}
     decision = None
-    for name, fa_per_h in step.fa_per_h.items():
+    for name, fa_per_h in ((spec.name, spec.fa_per_h) for spec in step.made_on):
         for state, reset_steps in (("carried", 0), ("reset", RESET_STEPS))[: 1 + (name in step.reset)]:
             on_val = listen(model, val[name], reset_steps)
             made = decide(on_val, fa_per_h)
@@ -207,7 +205,7 @@ def measure(model: nn.Module, step: Decide, val: dict[str, Tracks], test: dict[s
                 "miss_rate": curve["least_miss_rate"].round(4).tolist(),
             }
     for name in test:
-        if name != next(iter(step.fa_per_h)):  # the stored decision elsewhere
+        if name != step.made_on[0].name:  # the stored decision elsewhere
             row = {"stream": name, "state": "carried", "asked_fa_per_h": None}
             points.append(row | counted(listen(model, test[name]), decision))
     return decision, {"decision": asdict(decision), "points": points, "curves": curves}

@@ -6,7 +6,7 @@ A specification is a few numbers in a JSON file; the sound is made when it is ne
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +50,8 @@ class StreamSpec:
             that came with it; none of them for silence.
         noise_db: level of the noise, full scale is 0.
         keyword_times_s: when a keyword clip begins in every track, besides the other words.
+        name: of the file that says all this.
+        fa_per_h: false alarms per hour that a detector is allowed on it, where one is to be tuned to it.
 
     Raises:
         SpecError: a value that makes no stream.
@@ -63,6 +65,8 @@ class StreamSpec:
     noise: tuple[str, ...] = ("white", "pink", "brown", "corpus")
     noise_db: float = -45.0
     keyword_times_s: tuple[float, ...] = ()
+    name: str = ""
+    fa_per_h: float | None = None
 
     def __post_init__(self):
         numbers = (self.minutes, self.words_per_minute, self.keyword_share, self.noise_db, *self.snr_db)
@@ -76,6 +80,8 @@ class StreamSpec:
             )
         if not 0 <= self.keyword_share <= 1:
             raise SpecError(f"keyword_share must be from 0 to 1, not {self.keyword_share}")
+        if self.fa_per_h is not None and not (isinstance(self.fa_per_h, int | float) and 0 <= self.fa_per_h < np.inf):
+            raise SpecError(f"fa_per_h must be a number from 0 on, not {self.fa_per_h}")
         if len(self.snr_db) != 2 or self.snr_db[0] > self.snr_db[1]:
             raise SpecError(f"snr_db is a range from low to high, not {self.snr_db}")
         if unknown := set(self.noise).difference({*COLOURS, "corpus"}):
@@ -98,6 +104,7 @@ def read_spec(path: Path) -> StreamSpec:
     if not isinstance(described, dict) or set(described).difference(known):
         raise SpecError(f"{path} must be an object with some of {', '.join(sorted(known))}")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in described.items()}
+    values["name"] = path.stem
     try:
         return StreamSpec(**values)
     except TypeError as error:
@@ -209,7 +216,8 @@ def prepare(corpus: Corpus, rows: Sequence[int], keyword: str, spec: StreamSpec)
         SpecError: as ``render``.
     """
     rows = np.asarray(rows)
-    key = identity(VERSION, corpus.fingerprint, rows.tolist(), keyword, spec)
+    heard = replace(spec, name="", fa_per_h=None)  # these change no sample
+    key = identity(VERSION, corpus.fingerprint, rows.tolist(), keyword, heard)
     path, about = corpus.folder / f"stream-{key}.npy", corpus.folder / f"stream-{key}.json"
     if not path.exists():
         tracks = Parallel(n_jobs=cpu_count(), return_as="generator")(

@@ -86,10 +86,10 @@ class Study:
         n = max(1, self.profile.views * len(train) // recipe.clips)
         return sequences.bank(self.corpus, train, self.labels[train] == 1, n, recipe, augmentation)
 
-    def streams(self, part: str, specs: dict[str, StreamSpec]) -> dict[str, Tracks]:
+    def streams(self, part: str, specs: Sequence[StreamSpec]) -> dict[str, Tracks]:
         """Long streams by name, made of the clips of one part of the split: ``val`` or ``test``."""
         rows = getattr(self.split, part)
-        return {name: streams.prepare(self.corpus, rows, self.keyword, spec) for name, spec in specs.items()}
+        return {spec.name: streams.prepare(self.corpus, rows, self.keyword, spec) for spec in specs}
 
     def sized(self, training: Training) -> Training:
         """A recipe's training with as many epochs as the profile makes of them."""

@@ -82,11 +82,12 @@ def measured(folder):
     corpus = corpora.load(str(folder), "go")
     torch.manual_seed(0)
     model = CRNN(CRNNConfig(2, hidden_size=6)).eval()
-    specs = {name: StreamSpec(minutes=2, words_per_minute=20, keyword_share=0.3, seed=i) for i, name in enumerate("ab")}
-    step = Decide(specs | {"noise": StreamSpec(minutes=1, words_per_minute=0)}, {"a": 30.0, "b": 60.0}, ("b",))
+    common = {"minutes": 2, "words_per_minute": 20, "keyword_share": 0.3}
+    specs = [StreamSpec(**common, seed=i, name=name, fa_per_h=(i + 1) * 30.0) for i, name in enumerate("ab")]
+    step = Decide((*specs, StreamSpec(minutes=1, words_per_minute=0, name="noise")), ("b",))
     rows = range(len(corpus.clips))
     val, test = (
-        {name: streams.prepare(corpus, rows, "go", spec) for name, spec in specs.items()}
+        {spec.name: streams.prepare(corpus, rows, "go", spec) for spec in specs}
         for specs in (step.made_on, step.streams)
     )
     return model, val, decide.measure(model, step, val, test)

@@ -187,6 +187,7 @@ def test_no_alarm_at_all_still_allows_some():
         ('{"noise": ["loud"]}', "unknown noise loud"),
         ('{"keyword_times_s": [299.5]}', "in a track of 300 s"),
         ('{"snr_db": 5}', "spec.json|range"),
+        ('{"fa_per_h": -1}', "fa_per_h must be a number from 0"),
     ],
 )
 def test_bad_specifications_get_one_sentence(tmp_path, described, message):
@@ -197,7 +198,9 @@ def test_bad_specifications_get_one_sentence(tmp_path, described, message):
 
 def test_a_specification_comes_back_from_its_file(tmp_path):
     (tmp_path / "spec.json").write_text(json.dumps({"minutes": 2, "snr_db": [0, 10], "noise": ["pink"]}))
-    assert streams.read_spec(tmp_path / "spec.json") == StreamSpec(minutes=2, snr_db=(0, 10), noise=("pink",))
+    assert streams.read_spec(tmp_path / "spec.json") == StreamSpec(
+        minutes=2, snr_db=(0, 10), noise=("pink",), name="spec"
+    )
 
 
 def test_words_that_are_not_there_are_named(corpus):
