@@ -35,6 +35,9 @@ class TimeNetConfig:
 
     Attributes:
         channels, kernels, strides: of each block, as of ``SeparableConfig``.
+
+    Raises:
+        ValueError: no blocks, sizes that do not belong together, or a stride that skips frames.
     """
 
     channels: tuple[int, ...] = (24, 20, 32)
@@ -42,6 +45,13 @@ class TimeNetConfig:
     strides: tuple[int, ...] = (2, 2, 2)
     n_mels: int = 40
     num_classes: int = 2
+
+    def __post_init__(self):
+        sizes = list(zip(self.channels, self.kernels, self.strides, strict=False))
+        if not sizes or {len(self.channels), len(self.kernels), len(self.strides)} != {len(sizes)}:
+            raise ValueError(f"channels, kernels and strides must be as many, and some, not {self}")
+        if any(channels < 1 or not 1 <= stride <= kernel for channels, kernel, stride in sizes):
+            raise ValueError(f"a block needs channels, and a stride from 1 to its kernel, not {self}")
 
     @property
     def stride(self) -> tuple[int, int]:

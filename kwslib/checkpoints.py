@@ -159,7 +159,9 @@ def compact(model: nn.Module, sidecar: dict) -> bytes:
         "precision": precision_of(model),
         "keyword": sidecar.get("keyword"),
         "threshold": sidecar.get("threshold"),
-        "decision": {name: _short(value) for name, value in sidecar.get("decision", {}).items() if value is not None},
+        "decision": {
+            name: _short(value) for name, value in (sidecar.get("decision") or {}).items() if value is not None
+        },
         "model": {"class": type(config).__name__, **_changed(config)},
         "features": _changed(features),
     }

@@ -215,7 +215,9 @@ def _on_a_stream(options, model, front_end, known: dict, keyword: str) -> dict:
     if options.threshold is not None:
         decision = replace(decision, threshold=options.threshold)
     spec = streams.read_spec(options.stream)
-    corpus = corpora.load(_corpus_argument(options.corpus), keyword)
+    corpus = corpora.load(
+        _corpus_argument(options.corpus), keyword if options.corpus == "synthetic" else options.keyword
+    )
     tracks = streams.prepare(corpus, range(len(corpus.clips)), keyword, spec)
     return decide.counted(streams.listen(model, tracks), decision)
 
@@ -280,7 +282,7 @@ def _decision(options: argparse.Namespace, known: dict) -> decide.Decision:
         why = "this model has no decision made on streams: expect false alarms"
     else:
         why = "as made on val streams"
-        if made.fa_per_h is not None:
+        if made.fa_per_h is not None and made.hours is not None:
             why = f"at most {made.fa_per_h:g} false alarms per hour on {made.hours:g} h of val streams"
     print(f"an event begins at {float(decision.probability(decision.threshold)):.4g}: {why}", file=sys.stderr)
     return decision

@@ -18,7 +18,7 @@ from kwslib.streams import Heard, StreamSpec, Tracks, calibrate, det, heard, lis
 SMOOTHING = (1, 2, 3)  # steps, tried on val
 RESET_STEPS = 2  # how often the model starts afresh where the state is not carried
 CURVE_POINTS = 60
-VERSION = 1  # raise it when the same streams would give another decision or other figures
+VERSION = 2  # raise it when the same streams would give another decision or other figures
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,18 @@ class Decide:
     streams: tuple[StreamSpec, ...]
     reset: tuple[str, ...] = ("dense",)
 
+    def __post_init__(self):
+        names, rated = [spec.name for spec in self.streams], {spec.name for spec in self.made_on}
+        if not all(names) or len(set(names)) < len(names):
+            raise ValueError(f"each stream needs a name of its own, not {names}")
+        if not rated:
+            raise ValueError("a decision needs a stream that says fa_per_h, the rate that is allowed on it")
+        if not set(self.reset) <= rated:
+            raise ValueError(f"reset names {', '.join(self.reset)}, of which not all have a rate")
+        for spec in self.made_on:
+            if not spec.keyword_times_s and not (spec.keyword_share and spec.words_per_minute):
+                raise ValueError(f"the stream {spec.name!r} has a rate and no keyword to be found at it")
+
     def __call__(self, model: nn.Module) -> nn.Module:
         return model
 
@@ -130,13 +142,13 @@ def decision_of(sidecar: dict) -> Decision | None:
         ValueError: it is damaged.
     """
     described = sidecar.get("decision")
-    if described is None:
+    if not described:
         return None
     try:
         decision = Decision(**described)
-        numbers = [float(value) for value in described.values() if value is not None]
-        fits = np.isfinite(numbers).all() and decision.scale > 0 and decision.refractory_s >= 0
-        fits &= 1 <= decision.smoothing_steps <= 1000
+        numbers = [value for value in described.values() if value is not None]
+        fits = all(isinstance(n, int | float) and not isinstance(n, bool) and abs(n) < 1e30 for n in numbers)
+        fits = fits and decision.scale > 0 and decision.refractory_s >= 0 and 1 <= decision.smoothing_steps <= 1000
     except (TypeError, ValueError):
         fits = False
     if not fits:

@@ -100,14 +100,14 @@ class Detector(nn.Module):
         return ["audio", "frames", *deeper, *(["hidden"] if self.recurs else []), "outputs", "energies"]
 
     def initial_state(self) -> tuple[Tensor, ...]:
-        """After silence, with a net that has heard nothing: zeros, but for silent frames and an empty window."""
+        """After endless silence, with recurrent layers and attention that have heard nothing."""
         streaming, model, dtype = self.streaming, self.streaming.model, self.streaming.dtype
         frames = torch.full((1, model.config.n_mels, model.config.kernel_size[1]), SILENCE)
-        _, (first, *deeper) = model.columns(frames, model.initial_caches(1))
+        with torch.no_grad():
+            _, caches = model.columns(frames, model.initial_caches(1))
         return (
             torch.zeros(1, self.overlap),
-            first if self.n_caches == 1 else torch.full_like(first, SILENCE),
-            *(torch.zeros_like(cache) for cache in deeper),
+            *caches,
             *([model.initial_state(1)] if self.recurs else []),
             torch.zeros(1, streaming.window, model.config.hidden_size, dtype=dtype),
             torch.full((1, streaming.window), -torch.inf, dtype=dtype),  # attention sees no step yet
@@ -172,7 +172,7 @@ def detector(model: nn.Module, suffix: str, described: dict) -> bytes:
     """A whole detector as a file for another runtime, compared with the model before it is handed out.
 
     Args:
-        model: a CRNN of any precision; of one with torch's int8 layers TorchScript only.
+        model: one that streams, of any precision; of one with torch's int8 layers TorchScript only.
         suffix: ``.onnx`` for ONNX Runtime and others, ``.ts`` for TorchScript. Neither has a device baked in.
         described: its sidecar; keyword, threshold, decision and sizes go into the file as ``kws``, a JSON text.
 
@@ -189,6 +189,10 @@ def detector(model: nn.Module, suffix: str, described: dict) -> bytes:
         key: described.get(key) for key in ("keyword", "threshold", "experiment", "precision", "model", "decision")
     }
     about |= {"sample_rate": SAMPLE_RATE, "hop_samples": whole.hop}
+    about["threshold_probability"] = float(decision.probability(decision.threshold))  # of the mean of logits, smoothed
+    # The first state is zeros, but for energies, which are -inf, and these: a number for each row.
+    state = zip(whole.names, whole.initial_state(), strict=True)
+    about["first_state"] = {n: [round(v, 5) for v in t[0, :, 0].tolist()] for n, t in state if n.startswith("frames")}
     if suffix == ".ts":
         content = _torchscript(whole, example, about)
         run = _torchscript_call(content)
@@ -307,7 +311,7 @@ def real_time_factors(models: dict[str, tuple[nn.Module, dict]], rounds: int = 2
     Front end included; samples go in and a probability comes out. All take turns.
 
     Args:
-        models: (model, its sidecar) by name; a CRNN each.
+        models: (model, its sidecar) by name; each one that streams.
 
     Returns:
         One row per (model, runtime): ``median, q25, q75``, and ``bytes`` of the file that runs.

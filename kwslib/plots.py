@@ -369,7 +369,7 @@ def trade_off(points: dict[str, list[tuple[np.ndarray, np.ndarray]]], hours: flo
                     label=name if seed == 0 else None)  # fmt: skip
     ax.axvspan(0, 1 / hours, color="0.5", alpha=0.12, lw=0)
     ax.set_xscale("symlog", linthresh=max(0.25, 1 / hours))
-    ax.set(xlim=(0, most_fa_per_h), ylim=(-1, 60), ylabel="keywords missed, %",
+    ax.set(xlim=(0, most_fa_per_h), ylim=(-2, 102), ylabel="keywords missed, %",
            xlabel=f"false alarms per hour (shaded: fewer than one in the {hours:.1f} h heard)")  # fmt: skip
     ax.xaxis.set_major_formatter("{x:g}")
     ax.legend(frameon=False, fontsize=8)

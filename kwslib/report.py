@@ -110,19 +110,23 @@ def stream_table(points: pd.DataFrame) -> pd.DataFrame:
             rows[name][what + "found, %"] = f"{found.mean():.1f} ({found.min():.1f} to {found.max():.1f})"
             rows[name][what + f"FA/h, asked {asked['asked_fa_per_h'].iloc[0]:g}"] = f"{asked['fa_per_h'].mean():.2f}"
             if state == "carried":
-                rows[name][what + "latency, ms"] = f"{1000 * asked['latency_s'].median():.0f}"
+                late = asked["latency_s"].median()
+                rows[name][what + "latency, ms"] = "–" if pd.isna(late) else f"{1000 * late:.0f}"
         for stream, rest in runs[runs["asked_fa_per_h"].isna()].groupby("stream", sort=False):
             alarms, hours = rest["false_alarms"].mean(), rest["other_hours"].mean()
             rows[name][f"{stream}: FA/h"] = f"{alarms / hours:.2f} (≤ {rest['most_fa_per_h'].max():.1f})"
     return pd.DataFrame(rows).T.fillna("–").rename_axis("experiment")
 
 
-def say_hours(points: pd.DataFrame) -> str:
+def say_hours(points: pd.DataFrame, split: str = "speaker") -> str:
     """One sentence: what the figures of ``stream_table`` were counted on."""
+    others = (
+        "val speakers" if split == "speaker" else "the same clips at other times, for in a random split val is test,"
+    )
     first = points[points["seed"] == points["seed"].min()].drop_duplicates("stream")
     streams = [f"{row.stream} {row.other_hours:.1f} h with {row.keywords} keywords" for row in first.itertuples()]
     return (
-        f"Streams of test speakers: {', '.join(streams)}. Each threshold was made on streams of val speakers for the "
+        f"Streams of the test part: {', '.join(streams)}. Each threshold was made on streams of {others} for the "
         "rate that was asked; in brackets the range over seeds. An event is a score at the threshold, then silence "
         "for 1 s; one from a keyword's start to half a second after its end finds it. FA/h without a rate "
         "are at the threshold made on ordinary streams; in brackets the rate that so few alarms leave possible."
@@ -279,7 +283,9 @@ def write(study: str) -> Path:
         front=_html(display_table(_front(summary))),
         sentences=[say_smallest(summary), say_combination(summary)],
         streams=None if points.empty else _html(stream_table(points)),
-        stream_sentences=[] if points.empty else [say_streams(points, summary), say_hours(points)],
+        stream_sentences=[]
+        if points.empty
+        else [say_streams(points, summary), say_hours(points, found[0]["data"]["split"])],
         published=_html(_rounded(published.beside(summary))),
         summary=summary,
         findings=findings(summary),
@@ -365,8 +371,8 @@ def readme_results(study: str, reference: Path) -> str:
     points = records.streams(found)
     if len(points):
         table = stream_table(points)
-        parts += [f"On streams: {say_streams(points, summary)} {say_hours(points)}"]
-        parts += [markdown(table[[column for column in table if "carried" in column]])]
+        parts += [f"On streams: {say_streams(points, summary)} {say_hours(points, first['data']['split'])}"]
+        parts += [markdown(table[[column for column in table if ", reset" not in column]])]
     return "\n\n".join(parts)
 
 

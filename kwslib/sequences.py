@@ -12,6 +12,7 @@ from joblib import Parallel, cpu_count, delayed
 from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
+from kwslib import augment
 from kwslib.augment import FRAME, Augmentation, loud_frames, speech_power, vary
 from kwslib.config import CLIP_SAMPLES, FeatureConfig, identity
 from kwslib.corpora import Corpus
@@ -89,18 +90,21 @@ def bank(
     """
     features = FeatureConfig()
     words = replace(augmentation, context_share=0.0, gain_db=(0.0, 0.0), noise_share=0.0, frequency_mask=0, time_mask=0)
-    key = identity(VERSION, corpus.fingerprint, rows.tolist(), is_keyword.tolist(), n, recipe, words, features)
+    key = identity(
+        VERSION, augment.VERSION, corpus.fingerprint, rows.tolist(), is_keyword.tolist(), n, recipe, words, features
+    )
     path, labels = corpus.folder / f"sequences-{key}.npy", corpus.folder / f"sequences-{key}-labels.npy"
     if not path.exists():
-        with new_array(labels, np.int8, (n, recipe.clips)) as said:
-            with new_array(path, np.float16, (n, features.n_mels, recipe.clips * FRAMES + 1)) as out:
-                blocks = [slice(start, start + BLOCK) for start in range(0, n, BLOCK)]
-                work = Parallel(n_jobs=min(cpu_count(), len(blocks)), return_as="generator_unordered")(
-                    delayed(_block)(corpus, rows, is_keyword, block.start, recipe, words, out[block], said[block])
-                    for block in blocks
-                )
-                for _ in tqdm(work, desc="pieces of stream", total=len(blocks), unit="block"):
-                    pass
+        shape = (n, features.n_mels, recipe.clips * FRAMES + 1)
+        # The labels get their name first: where there are pieces, there are labels.
+        with new_array(path, np.float16, shape) as out, new_array(labels, np.int8, (n, recipe.clips)) as said:
+            blocks = [slice(start, start + BLOCK) for start in range(0, n, BLOCK)]
+            work = Parallel(n_jobs=min(cpu_count(), len(blocks)), return_as="generator_unordered")(
+                delayed(_block)(corpus, rows, is_keyword, block.start, recipe, words, out[block], said[block])
+                for block in blocks
+            )
+            for _ in tqdm(work, desc="pieces of stream", total=len(blocks), unit="block"):
+                pass
     return np.load(path, mmap_mode="r"), np.load(labels)
 
 

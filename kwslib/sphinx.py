@@ -71,7 +71,8 @@ def _decoder(keyword: str, threshold: float):
         from pocketsphinx import Decoder
     except ImportError:
         raise NoSphinx("PocketSphinx is not installed: pip install 'kwslib[dev]'") from None
-    try:
-        return Decoder(keyphrase=keyword.lower(), kws_threshold=threshold, lm=None, loglevel="FATAL")
-    except RuntimeError:
-        raise NoSphinx(f"PocketSphinx does not know how {keyword!r} sounds") from None
+    words = keyword.lower().split()
+    decoder = Decoder(keyphrase=" ".join(words), kws_threshold=threshold, lm=None, loglevel="FATAL")
+    if not all(decoder.lookup_word(word) for word in words):  # it would take the phrase and never say anything
+        raise NoSphinx(f"PocketSphinx does not know how {keyword!r} sounds")
+    return decoder

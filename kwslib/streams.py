@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock
 from joblib import Parallel, cpu_count, delayed
 from torch import nn
 from tqdm.auto import tqdm
@@ -24,12 +25,13 @@ from kwslib.corpora import Corpus
 from kwslib.features import LogMel, from_int16, n_frames, new_array
 from kwslib.metrics import TOLERANCE_S, count_events
 from kwslib.models import keyword_score, step_logits
+from kwslib.quantize import INT8
 from kwslib.sequences import COLOURS, noise
 from kwslib.stream import Track, events
 
 TRACK_S = 300.0  # a stream is made and heard in tracks of so many seconds, each a fresh start
 CLIP_S = CLIP_SAMPLES / SAMPLE_RATE
-VERSION = 2  # raise it when the same specification would give another sound
+VERSION = 3  # raise it when the same specification would give another sound
 
 
 class SpecError(ValueError):
@@ -72,8 +74,10 @@ class StreamSpec:
         numbers = (self.minutes, self.words_per_minute, self.keyword_share, self.noise_db, *self.snr_db)
         if not all(isinstance(n, int | float) and np.isfinite(n) for n in (self.seed, *numbers, *self.keyword_times_s)):
             raise SpecError(f"a stream is described by finite numbers, not by {self}")
-        if not 0 < self.minutes <= 10_000:
-            raise SpecError(f"minutes must be above 0 and at most 10,000, not {self.minutes}")
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise SpecError(f"seed must be a whole number from 0 on, not {self.seed}")
+        if not 0.05 <= self.minutes <= 10_000:
+            raise SpecError(f"minutes must be from 0.05 to 10,000, not {self.minutes}")
         if not 0 <= self.words_per_minute <= 60:
             raise SpecError(
                 f"words_per_minute must be from 0 to 60, one clip after another, not {self.words_per_minute}"
@@ -129,7 +133,8 @@ def render(corpus: Corpus, rows: Sequence[int], keyword: str, spec: StreamSpec) 
 
 
 def _n_tracks(spec: StreamSpec) -> int:
-    return int(np.ceil(spec.minutes * 60 / TRACK_S))
+    """How many there are; a rest of less than two seconds is left out."""
+    return max(1, int(np.ceil((spec.minutes * 60 - 2) / TRACK_S)))
 
 
 def _track(corpus: Corpus, rows: np.ndarray, keyword: str, spec: StreamSpec, number: int) -> Track:
@@ -154,6 +159,8 @@ def _track(corpus: Corpus, rows: np.ndarray, keyword: str, spec: StreamSpec, num
         for begin in begins:
             directly_after = planned[-1:] and planned[-1][1] and begin - planned[-1][0] < 2 * CLIP_S
             wanted = not spec.keyword_times_s and not directly_after and rng.random() < spec.keyword_share
+            if not wanted and not others:
+                continue
             if all(abs(begin - t) >= CLIP_S for t in taken):  # keywords with a time of their own go first
                 planned.append((float(begin), wanted))
     noise_power = 10 ** (spec.noise_db / 10)
@@ -219,42 +226,57 @@ def prepare(corpus: Corpus, rows: Sequence[int], keyword: str, spec: StreamSpec)
     heard = replace(spec, name="", fa_per_h=None)  # these change no sample
     key = identity(VERSION, corpus.fingerprint, rows.tolist(), keyword, heard)
     path, about = corpus.folder / f"stream-{key}.npy", corpus.folder / f"stream-{key}.json"
-    if not path.exists():
-        tracks = Parallel(n_jobs=cpu_count(), return_as="generator")(
-            delayed(_track_logmels)(corpus, rows, keyword, spec, number) for number in range(_n_tracks(spec))
-        )
-        tracks = list(tqdm(tracks, desc="rendering a stream", total=_n_tracks(spec), unit="track"))
-        keywords_s, seconds = [track[1] for track in tracks], [track[2] for track in tracks]
-        with new_array(path, np.float32, (tracks[0][0].shape[0], sum(t[0].shape[1] for t in tracks))) as out:
-            np.concatenate([track[0] for track in tracks], axis=1, out=out)
-            ends = np.cumsum([track[0].shape[1] for track in tracks]).tolist()
-            paths.write_json(about, {"ends": ends, "keywords_s": keywords_s, "seconds": seconds})
+    with FileLock(corpus.folder / f"stream-{key}.lock"):
+        if not path.exists():
+            _prepare(corpus, rows, keyword, spec, path, about)
     described, logmels = json.loads(about.read_text()), np.load(path, mmap_mode="r")
     keywords_s = [[(start, end) for start, end in track] for track in described["keywords_s"]]
     return Tracks(np.split(logmels, described["ends"][:-1], axis=1), keywords_s, described["seconds"])
 
 
+def _prepare(corpus, rows, keyword, spec, path: Path, about: Path) -> None:
+    """Write the log-mels; what says where tracks begin gets its name first."""
+    n_tracks = _n_tracks(spec)
+    seconds = [min(TRACK_S, spec.minutes * 60 - number * TRACK_S) for number in range(n_tracks)]
+    hop = FeatureConfig().hop_length
+    ends = np.cumsum([round(s * SAMPLE_RATE) // hop + 1 for s in seconds]).tolist()
+    keywords_s = []
+    with new_array(path, np.float32, (FeatureConfig().n_mels, ends[-1])) as out:
+        tracks = Parallel(n_jobs=cpu_count(), return_as="generator")(
+            delayed(_track_logmels)(corpus, rows, keyword, spec, number) for number in range(n_tracks)
+        )
+        for end, (logmels, said) in zip(ends, tqdm(tracks, desc="rendering a stream", total=n_tracks), strict=True):
+            out[:, end - logmels.shape[1] : end] = logmels
+            keywords_s.append(said)
+        paths.write_json(about, {"ends": ends, "keywords_s": keywords_s, "seconds": seconds})
+
+
 @torch.no_grad()
-def _track_logmels(corpus, rows, keyword, spec, number: int) -> tuple[np.ndarray, list, float]:
+def _track_logmels(corpus, rows, keyword, spec, number: int) -> tuple[np.ndarray, list]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     track = _track(corpus, rows, keyword, spec, number)
     samples = torch.from_numpy(track.samples)[None]
     logmels = LogMel()(samples)[0].numpy()
     torch.set_num_threads(threads)
-    return logmels, track.keywords_s, track.seconds
+    return logmels, track.keywords_s
 
 
 @torch.no_grad()
 def listen(model: nn.Module, tracks: Tracks, reset_steps: int = 0) -> list[Heard]:
     """A model's scores on prepared tracks, many steps in one call.
 
-    Equal to ``StreamingModel`` to rounding; not for torch's dynamic int8, which scales what it reads by call.
+    Equal to ``StreamingModel`` to rounding.
 
     Args:
         reset_steps: 0 carries the state from the beginning of each track on. Otherwise the model starts afresh
             every so many steps, on the last second of log-mels.
+
+    Raises:
+        ValueError: the model has torch's dynamic int8 layers, which scale what they read by call.
     """
+    if any(isinstance(layer, INT8) for layer in model.modules()):
+        raise ValueError("torch's dynamic int8 must be heard step by step: take stream.carried_scores")
     config, heard = model.config, []
     window, dtype = n_frames(FeatureConfig()), next(model.parameters()).dtype
     for logmels, keywords_s, seconds in zip(*tracks, strict=True):

@@ -1,7 +1,8 @@
+import pytest
 import torch
 
 from kwslib import cost
-from kwslib.architectures import BCResNetConfig, Ensemble, SeparableConfig, build, config_of
+from kwslib.architectures import BCResNetConfig, Ensemble, SeparableConfig, TimeNetConfig, build, config_of
 from kwslib.checkpoints import load, save, tensors
 from kwslib.config import CRNNConfig, describe
 from kwslib.models import CRNN
@@ -47,3 +48,36 @@ def test_an_ensemble_gives_the_means():
     assert torch.allclose(out.logits, (first.logits + second.logits) / 2)
     assert torch.allclose(out.attention, (first.attention + second.attention) / 2)
     assert out.hidden is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"channels": ()},
+        {"kernels": (9, 11)},
+        {"strides": (0, 2, 2)},
+        {"kernels": (9, 1, 13)},
+        {"channels": (24, 0, 32)},
+    ],
+)
+def test_a_time_net_that_cannot_stream_is_refused(wrong):
+    with pytest.raises(ValueError, match="channels, kernels and strides|a stride from 1 to its kernel"):
+        TimeNetConfig(**wrong)
+
+
+@torch.no_grad()
+def test_a_time_net_costs_what_its_layers_cost():
+    config = TimeNetConfig()
+    model, positions = build(config).eval(), {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, torch.nn.Conv1d):
+            layer.register_forward_hook(lambda _, x, y, name=name: positions.update({name: y.shape[2]}))
+    model(torch.zeros(1, 40, 101))
+    convolutions = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Conv1d)}
+    macs = sum(positions[n] * m.weight.numel() for n, m in convolutions.items())
+    assert cost.clip_macs(config) == macs + 2 * config.hidden_size
+    model(torch.zeros(1, 40, 77 + 800))
+    before = dict(positions)
+    model(torch.zeros(1, 40, 77 + 1600))  # eight seconds more
+    per_step = sum((positions[n] - before[n]) * m.weight.numel() for n, m in convolutions.items()) / 100
+    assert cost.step_macs(config) == per_step + 4 * config.hidden_size + 2 * config.hidden_size

@@ -11,7 +11,7 @@ import soundfile
 import torch
 import torchaudio
 
-from kwslib import corpora, experiments, features, metrics, train
+from kwslib import checkpoints, corpora, experiments, features, metrics, train
 from kwslib.cli import main
 from kwslib.config import CRNNConfig
 from kwslib.experiments import Experiment
@@ -228,3 +228,45 @@ def test_python_m_kwslib_is_the_same_program():
     )
     assert done.stdout.strip() == "synthetic-zoom-in-speaker"
     assert subprocess.run([sys.executable, "-m", "kwslib", "score"], capture_output=True).returncode == 2
+
+
+def test_misses_and_false_alarms_on_a_stream(trained, folder, tmp_path, capsys):
+    (tmp_path / "spec.json").write_text(json.dumps({"minutes": 1, "words_per_minute": 20, "keyword_share": 0.5}))
+    checkpoint = trained.checkpoint("baseline")
+    on_a_stream = (
+        "evaluate",
+        "--checkpoint",
+        checkpoint,
+        "--corpus",
+        folder,
+        "--stream",
+        tmp_path / "spec.json",
+        "--json",
+    )
+    found = json.loads(run(capsys, *on_a_stream, "--threshold", "-1000"))
+    assert found["keywords"] > 5 and found["miss_rate"] < 0.5 and found["fa_per_h"] > 500
+    none = json.loads(run(capsys, *on_a_stream, "--threshold", "1000"))
+    assert none["found"] == none["false_alarms"] == 0 and none["most_fa_per_h"] == pytest.approx(
+        -np.log(0.05) / none["other_hours"], rel=1e-2
+    )
+
+
+def test_a_stream_decides_as_its_checkpoint_says(trained, folder, tmp_path, capsys):
+    checkpoint = trained.checkpoint("baseline")
+    model, sidecar = checkpoints.load(checkpoint)
+    decision = {"threshold": -50.0, "smoothing_steps": 2, "scale": 0.5, "offset": 1.0, "fa_per_h": 0.5, "hours": 4.0}
+    checkpoints.save(tmp_path / "decided.pt", model, sidecar | {"decision": decision})
+    wav = folder / "go" / "s00_nohash_0.wav"
+    plain = [
+        json.loads(s) for s in run(capsys, "stream", "--checkpoint", checkpoint, "--wav", wav, "--json").splitlines()
+    ]
+    for file in ("decided.pt", "decided.kws"):
+        assert main(["stream", "--checkpoint", str(tmp_path / file), "--wav", str(wav), "--json"]) == 0
+        said = capsys.readouterr()
+        assert file.endswith("kws") or "at most 0.5 false alarms per hour on 4 h of val streams" in said.err
+        rows = [json.loads(line) for line in said.out.splitlines()]
+        assert [r["t_s"] for r in rows if "event" in r] == [0.19]  # everything is above so low a threshold
+        scores = np.log([r["score"] / (1 - r["score"]) for r in plain if "event" not in r])
+        mean = (scores[1:] + scores[:-1]) / 2
+        found = [r["score"] for r in rows if "event" not in r][1:]
+        np.testing.assert_allclose(found, 1 / (1 + np.exp(-(0.5 * mean + 1))), atol=1e-4)

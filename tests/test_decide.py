@@ -1,6 +1,7 @@
 """From scores to decisions, against hand counts, closed formulas and scikit-learn."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from kwslib.config import CRNNConfig, FeatureConfig, describe
 from kwslib.decide import Decide, Decision
 from kwslib.models import CRNN
 from kwslib.streams import Heard, StreamSpec
+from kwslib.study import open_study
 
 TIMES = np.arange(1, 101) / 10  # ten seconds, ten scores in each
 KEYWORDS = [(2.0, 3.0), (6.0, 7.0)]
@@ -126,8 +128,39 @@ def test_a_decision_travels_with_the_checkpoint(measured, tmp_path):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"threshold": "high"}, {"threshold": float("nan")}, {"scale": 0.0}, {"smoothing_steps": 0}, {"volume": 11}, []],
+    [
+        {"threshold": "high"},
+        {"threshold": "1.5"},
+        {"threshold": float("nan")},
+        {"threshold": 10**400},
+        {"offset": True},
+        {"scale": 0.0},
+        {"smoothing_steps": 0},
+        {"volume": 11},
+        [1],
+    ],
 )
 def test_a_damaged_decision_is_named(wrong):
     with pytest.raises(ValueError, match="makes no sense"):
         decide.decision_of({"decision": wrong})
+
+
+def test_a_decision_that_cannot_be_made_is_refused_before_any_training():
+    rated = StreamSpec(name="a", fa_per_h=1.0)
+    for streams_, reset, message in (
+        ((replace(rated, name=""),), (), "a name of its own"),
+        ((rated, rated), (), "a name of its own"),
+        ((replace(rated, fa_per_h=None),), (), "needs a stream that says fa_per_h"),
+        ((rated,), ("b",), "not all have a rate"),
+        ((replace(rated, keyword_share=0.0),), (), "no keyword to be found"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Decide(streams_, reset)
+
+
+def test_val_and_test_streams_share_neither_noise_nor_times(folder):
+    study = open_study(str(folder), "go", "speaker", "smoke")
+    spec = StreamSpec(minutes=1, words_per_minute=30, keyword_share=0.3, name="a")
+    val, test = (study.streams(part, [spec])["a"] for part in ("val", "test"))
+    assert val.keywords_s != test.keywords_s
+    assert (np.abs(val.logmels[0] - test.logmels[0]).max(0) > 0.1).mean() > 0.99

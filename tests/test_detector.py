@@ -96,27 +96,46 @@ def test_what_it_is_stands_in_the_file():
     assert about["hop_samples"] == 1280 and about["sample_rate"] == 16_000
 
 
-def test_a_detector_runs_with_onnx_runtime_and_numpy_alone():
-    """As a user would: names, shapes and first state from the file, zeros but for attention's empty window."""
+@pytest.mark.parametrize("kind", ["crnn", "timenet"])
+def test_a_detector_runs_with_onnx_runtime_and_numpy_alone(kind):
+    """As a user would: names, shapes and first state from the file."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(export.detector(net(), ".onnx", DESCRIBED))
+    torch.manual_seed(0)
+    model = net() if kind == "crnn" else build(TimeNetConfig()).eval()
+    session = onnxruntime.InferenceSession(export.detector(model, ".onnx", DESCRIBED))
     about = json.loads(session.get_modelmeta().custom_metadata_map["kws"])
     state = {i.name: np.zeros(i.shape, np.float32) for i in session.get_inputs()[1:]}
-    state["frames"] += np.log(1e-9)
+    for name, rows in about["first_state"].items():
+        state[name] += np.float32(rows)[:, None]
     state["energies"] -= np.inf
+    assert about["threshold_probability"] == pytest.approx(1 / (1 + np.exp(0.5)))  # of 0.5 * 1 - 1
     samples = np.random.default_rng(0).normal(0, 0.1, (1, 5 * about["hop_samples"])).astype(np.float32)
     heard = []
     for hop in np.split(samples, 5, axis=1):
         probability, *new = session.run(None, {"samples": hop, **state})
         state = dict(zip(state, new, strict=True))
         heard.append(float(probability[0]))
-    whole = export.Detector(StreamingModel(net()), decision=Decision(**DECISION)).eval()
+    whole = export.Detector(StreamingModel(model), decision=Decision(**DECISION)).eval()
     with torch.no_grad():
         parts = whole.initial_state()
         for hop, found in zip(torch.from_numpy(samples).split(1280, dim=1), heard, strict=True):
             probability, *parts = whole(hop, *parts)
-            assert probability.item() == pytest.approx(found, abs=1e-6)
+            assert probability.item() == pytest.approx(found, abs=1e-5)
+
+
+@torch.no_grad()
+def test_a_detector_starts_as_after_endless_silence():
+    torch.manual_seed(0)
+    model = build(TimeNetConfig()).train()
+    model(torch.randn(16, 40, 101) * 4 - 12)
+    whole = export.Detector(StreamingModel(model.eval())).eval()
+    state, heard = whole.initial_state(), []
+    for _ in range(15):
+        probability, *state = whole(torch.zeros(1, whole.hop), *state)
+        heard.append(probability.item())
+    later, _ = whole.streaming.step(torch.zeros(1, 48_000), whole.streaming.initial_state())
+    assert heard == pytest.approx([torch.sigmoid(later[0, -1]).item()] * 15, abs=1e-5)
 
 
 def test_a_file_that_does_something_else_is_not_handed_out(monkeypatch):

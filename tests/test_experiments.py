@@ -258,7 +258,7 @@ def test_a_rival_that_cannot_stream_has_no_step(study):
     results = run(study, [Experiment("rival", SeparableConfig(), training=dataclasses.replace(QUICK, normalize=False))])
     record = results.records[0]
     assert record["run"]["latency_ms_per_clip"] > 0 and record["run"]["latency_ms_per_step"] is None
-    with pytest.raises(ValueError, match="only a CRNN runs on a stream"):
+    with pytest.raises(ValueError, match="only a CRNN or a TimeNet runs on a stream"):
         stream.StreamingModel(study.model("rival"))
 
 

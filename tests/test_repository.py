@@ -19,7 +19,7 @@ ROOMS = {
     0: "paths config records tracking synthesis plots report published",
     1: "speech_commands corpora splits features augment sequences models architectures losses metrics cost",
     2: "train quantize checkpoints prune",
-    3: "stream streams decide export listen",
+    3: "stream streams decide sphinx export listen",
     4: "study verify experiments sweep",
     5: "cli",
 }
@@ -29,7 +29,7 @@ ORDER = (
     "paths config published records synthesis tracking plots report "
     "speech_commands corpora splits features models architectures metrics augment sequences losses cost "
     "train quantize checkpoints prune "
-    "stream streams decide export study verify experiments sweep"
+    "stream streams decide sphinx export study verify experiments sweep"
 )
 
 

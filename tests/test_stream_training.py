@@ -158,6 +158,15 @@ def test_pieces_of_stream_are_the_same_every_time_and_say_what_they_hold(corpus)
     np.testing.assert_array_equal(fewer_said, labels[:280])
 
 
+def test_pieces_without_their_labels_are_made_again(corpus):
+    rows, is_keyword = np.arange(len(corpus.clips)), corpus.is_keyword("go")
+    _, said = sequences.bank(corpus, rows, is_keyword, 5, Sequences(clips=3), WITHOUT_MASKS)
+    (pieces,) = set(corpus.folder.glob("sequences-*.npy")) - set(corpus.folder.glob("*-labels.npy"))
+    pieces.rename(pieces.with_suffix(".npy.tmp"))  # killed before the pieces had their name
+    _, again = sequences.bank(corpus, rows, is_keyword, 5, Sequences(clips=3), WITHOUT_MASKS)
+    np.testing.assert_array_equal(said, again)
+
+
 def test_half_a_word_is_silent_where_the_other_half_was():
     word = torch.zeros(16_000)
     word[4_800:9_600] = 0.5
