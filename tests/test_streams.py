@@ -178,7 +178,7 @@ def test_no_alarm_at_all_still_allows_some():
         ("[]", "must be an object"),
         ("{", "is no specification"),
         ('{"hours": 2}', "must be an object with some of .*minutes"),
-        ('{"minutes": -1}', "minutes must be above 0"),
+        ('{"minutes": -1}', "minutes must be from 0.05"),
         ('{"minutes": "many"}', "finite numbers"),
         ('{"minutes": NaN}', "finite numbers"),
         ('{"words_per_minute": 61}', "from 0 to 60"),
