@@ -124,7 +124,7 @@ def test_a_time_net_on_a_stream_is_the_clip_model_on_each_last_second(precision)
 @pytest.mark.slow
 @torch.no_grad()
 def test_an_hour_neither_drifts_nor_grows():
-    model = net(cnn_out_channels=2, hidden_size=6, gru_num_layers=1)
+    model = net(cnn_out_channels=2, kernel_size=(5, 40), stride=(2, 32), hidden_size=6, gru_num_layers=1)
     streaming, state = StreamingModel(model), StreamingModel(model).initial_state()
     generator, found, sizes, samples = torch.Generator().manual_seed(0), [], [], []
     for _ in range(60):
@@ -132,7 +132,7 @@ def test_an_hour_neither_drifts_nor_grows():
         scores, state = streaming.step(samples[-1], state)
         found.append(scores)
         sizes.append(state.n_bytes)
-    assert len(set(sizes[1:])) == 1
+    assert max(sizes) < 20_000  # frames under the kernel come and go
     logmels = torch.cat([LogMel().frames(part) for part in _overlapping(torch.cat(samples, dim=1))], dim=2)
     offline = keyword_score(step_logits(model, logmels, streaming.window)[0])
     assert (torch.cat(found, dim=1)[0] - offline).abs().max() <= 1e-4
