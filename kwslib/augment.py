@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, FeatureConfig, identity
 from kwslib.corpora import Corpus
-from kwslib.features import SILENCE, LogMel, from_int16, n_frames, new_array
+from kwslib.features import SILENCE, LogMel, from_int16, n_frames, new_array, one_thread
 
 FRAME = 320  # samples of a 20-ms frame, the grain at which speech is told from silence
 VERSION = 2  # raise it when the same recipe would give other views
@@ -227,17 +227,15 @@ def bank(
 @torch.no_grad()
 def _view_block(corpus, rows, others, seed, config, features, out, batch=128) -> None:
     """One view of some clips into ``out``. The seed is that of view and block: more views change no earlier one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     front_end, g = LogMel(features), Generator().manual_seed(int(identity(seed), 16) % 2**63)
-    for i in range(0, len(rows), batch):
-        chosen = rows[i : i + batch]
-        clips = words_before = from_int16(corpus.waveforms[chosen])
-        if len(others):
-            before = others[torch.randint(len(others), (len(chosen),), generator=g).numpy()]
-            words_before = from_int16(corpus.waveforms[before])
-        out[i : i + batch] = front_end(vary(clips, words_before, corpus.noise, config, g)).numpy()
-    torch.set_num_threads(threads)
+    with one_thread():
+        for i in range(0, len(rows), batch):
+            chosen = rows[i : i + batch]
+            clips = words_before = from_int16(corpus.waveforms[chosen])
+            if len(others):
+                before = others[torch.randint(len(others), (len(chosen),), generator=g).numpy()]
+                words_before = from_int16(corpus.waveforms[before])
+            out[i : i + batch] = front_end(vary(clips, words_before, corpus.noise, config, g)).numpy()
 
 
 def spec_augment(logmel: Tensor, config: Augmentation, g: Generator) -> Tensor:

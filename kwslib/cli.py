@@ -179,12 +179,12 @@ def _evaluate(options: argparse.Namespace) -> None:
     keyword = corpora.clean_keyword(options.corpus, options.keyword or known.get("keyword") or "")
     if not keyword:
         raise ValueError("this checkpoint does not say its keyword: name it with --keyword")
-    if options.stream is not None:
-        _print(_on_a_stream(options, model, front_end, known, keyword), options.json)
-        return
     # A keyword named here must be there; the checkpoint's own may be missing: then others are all there is to hear.
     wanted = keyword if options.corpus == "synthetic" else options.keyword
     corpus = corpora.load(_corpus_argument(options.corpus), wanted)
+    if options.stream is not None:
+        _print(_on_a_stream(options, model, front_end, known, corpus, keyword), options.json)
+        return
     scores = train.score(model, features.logmels(corpus, front_end))
     is_keyword, speakers = corpus.is_keyword(keyword), corpus.clips["speaker"].to_numpy()
     result = {"n_keyword": int(is_keyword.sum()), "n_other": int((~is_keyword).sum())}
@@ -208,17 +208,13 @@ def _evaluate(options: argparse.Namespace) -> None:
     _print(result, options.json)
 
 
-def _on_a_stream(options, model, front_end, known: dict, keyword: str) -> dict:
+def _on_a_stream(options, model, front_end, known: dict, corpus: corpora.Corpus, keyword: str) -> dict:
     """What is counted on a stream made of all clips of a corpus."""
     stream.StreamingModel(model, framing=front_end.framing)  # complains of models that do not run on a stream
     decision = decide.decision_of(known) or decide.Decision()
     if options.threshold is not None:
         decision = replace(decision, threshold=options.threshold)
-    spec = streams.read_spec(options.stream)
-    corpus = corpora.load(
-        _corpus_argument(options.corpus), keyword if options.corpus == "synthetic" else options.keyword
-    )
-    tracks = streams.prepare(corpus, range(len(corpus.clips)), keyword, spec)
+    tracks = streams.prepare(corpus, range(len(corpus.clips)), keyword, streams.read_spec(options.stream))
     return decide.counted(streams.listen(model, tracks), decision)
 
 

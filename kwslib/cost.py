@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kwslib.architectures import Config, TimeNetConfig, build
 from kwslib.config import CELLS, SAMPLE_RATE, CRNNConfig, FeatureConfig
-from kwslib.features import n_frames
+from kwslib.features import n_frames, one_thread
 
 REPORT_BATCH = 128  # the reports counted a batch of 128 clips
 
@@ -126,20 +126,15 @@ def latencies_ms(calls: Mapping[Hashable, Callable], rounds: int = 40, in_a_row:
     Returns:
         One row per call: ``median, q25, q75``.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     times: dict[Hashable, list[float]] = {name: [] for name in calls}
-    try:
-        with torch.no_grad():
-            for turn in range(rounds + 1):  # the first one warms up
-                for name, call in calls.items():
-                    for _ in range(in_a_row):
-                        began = time.perf_counter()
-                        call()
-                        if turn:
-                            times[name].append(1000 * (time.perf_counter() - began))
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread(), torch.no_grad():
+        for turn in range(rounds + 1):  # the first one warms up
+            for name, call in calls.items():
+                for _ in range(in_a_row):
+                    began = time.perf_counter()
+                    call()
+                    if turn:
+                        times[name].append(1000 * (time.perf_counter() - began))
     quartiles = pd.DataFrame({name: statistics.quantiles(each, n=4) for name, each in times.items()})
     return quartiles.T.set_axis(["q25", "median", "q75"], axis=1)[["median", "q25", "q75"]]
 

@@ -12,6 +12,7 @@ import numpy as np
 from scipy.special import logit
 from torch import nn
 
+from kwslib.metrics import TOLERANCE_S
 from kwslib.stream import probability, watched
 from kwslib.streams import Heard, StreamSpec, Tracks, calibrate, det, heard, listen, most_fa_per_h, smoothed
 
@@ -162,13 +163,14 @@ def highest_scores(tracks: list[Heard]) -> tuple[np.ndarray, np.ndarray]:
     for track in tracks:
         free = 0.0
         for start, end in [*track.keywords_s, (track.seconds, None)]:
-            begins = np.arange(free, start - 1 + 1e-9)
-            spans = [(t, t + 1, False) for t in begins] + ([(start, end + 0.5, True)] if end is not None else [])
+            spans = [(t, t + 1, False) for t in np.arange(free, start - 1 + 1e-9)]
+            if end is not None:
+                free = end + TOLERANCE_S
+                spans.append((start, free, True))
             for begin, stop, is_keyword in spans:
                 inside = track.scores[np.searchsorted(track.times_s, begin) : np.searchsorted(track.times_s, stop)]
                 if len(inside):
                     found.append((inside.max(), is_keyword))
-            free = start if end is None else end + 0.5
     scores, is_keyword = zip(*found, strict=True) if found else ((), ())
     return np.array(scores, float), np.array(is_keyword, bool)
 
@@ -203,12 +205,13 @@ def measure(model: nn.Module, step: Decide, val: dict[str, Tracks], test: dict[s
     """
     points, curves = [], {}
     decision = None
+    on_test = {name: listen(model, tracks) for name, tracks in test.items()}
     for name, fa_per_h in ((spec.name, spec.fa_per_h) for spec in step.made_on):
         for state, reset_steps in (("carried", 0), ("reset", RESET_STEPS))[: 1 + (name in step.reset)]:
             on_val = listen(model, val[name], reset_steps)
             made = decide(on_val, fa_per_h)
             decision = decision or made  # of the first stream, with carried state
-            tracks = listen(model, test[name], reset_steps)
+            tracks = listen(model, test[name], reset_steps) if reset_steps else on_test[name]
             row = {"stream": name, "state": state, "asked_fa_per_h": fa_per_h, **counted(tracks, made)}
             points.append(row | {"val_miss_rate": counted(on_val, made)["miss_rate"]})
             curve = det(made.smooth(tracks), made.refractory_s, CURVE_POINTS).drop_duplicates("fa_per_h")
@@ -216,10 +219,10 @@ def measure(model: nn.Module, step: Decide, val: dict[str, Tracks], test: dict[s
                 "fa_per_h": curve["fa_per_h"].round(4).tolist(),
                 "miss_rate": curve["least_miss_rate"].round(4).tolist(),
             }
-    for name in test:
+    for name, tracks in on_test.items():
         if name != step.made_on[0].name:  # the stored decision elsewhere
             row = {"stream": name, "state": "carried", "asked_fa_per_h": None}
-            points.append(row | counted(listen(model, test[name]), decision))
+            points.append(row | counted(tracks, decision))
     return decision, {"decision": asdict(decision), "points": points, "curves": curves}
 
 

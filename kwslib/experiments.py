@@ -40,6 +40,7 @@ from kwslib.architectures import Config, Ensemble, build
 from kwslib.augment import Augmentation
 from kwslib.config import FeatureConfig, describe, identity
 from kwslib.decide import Decide
+from kwslib.features import one_thread
 from kwslib.losses import Labels
 from kwslib.sequences import Sequences
 from kwslib.study import ExperimentError, Results, Study
@@ -377,15 +378,12 @@ def _cluster(address: str):
 
 def _attempt(task: _Task, home: str) -> tuple[str, str]:
     os.environ["KWS_HOME"] = home  # a worker may have been started for another home
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        _execute(task)
-        return task.label, ""
-    except Exception as error:  # one failing run must not take the others with it
-        return task.label, f"{type(error).__name__}: {error}"
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread():
+        try:
+            _execute(task)
+            return task.label, ""
+        except Exception as error:  # one failing run must not take the others with it
+            return task.label, f"{type(error).__name__}: {error}"
 
 
 def _execute(task: _Task) -> None:

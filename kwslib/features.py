@@ -4,6 +4,8 @@ Shapes: B batch, N samples, F mel bins, T frames.
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +68,17 @@ def logmels(corpus: Corpus, config: FeatureConfig = FeatureConfig(), batch: int 
             for i in tqdm(range(0, len(out), batch), desc="log-mels", unit="batch"):
                 out[i : i + batch] = front_end(from_int16(corpus.waveforms[i : i + batch])).numpy()
     return np.load(path, mmap_mode="r")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch takes one thread inside: so many processes as cores do not stand in each other's way."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class new_array:

@@ -16,7 +16,7 @@ from kwslib import augment
 from kwslib.augment import FRAME, Augmentation, loud_frames, speech_power, vary
 from kwslib.config import CLIP_SAMPLES, FeatureConfig, identity
 from kwslib.corpora import Corpus
-from kwslib.features import LogMel, from_int16, n_frames, new_array
+from kwslib.features import LogMel, from_int16, n_frames, new_array, one_thread
 from kwslib.synthesis import coloured_noise
 
 COLOURS = {"white": 0.0, "pink": 0.5, "brown": 1.0}  # amplitude falls with this power of the frequency
@@ -111,14 +111,11 @@ def bank(
 @torch.no_grad()
 def _block(corpus, rows, is_keyword, seed: int, recipe: Sequences, words: Augmentation, out, said) -> None:
     """Fill some pieces and their labels; the seed is that of the block: more pieces change no earlier one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    rng, g = np.random.default_rng(seed), Generator().manual_seed(seed)
-    front_end = LogMel()
-    for i in range(len(out)):
-        samples, said[i] = _piece(corpus, rows[is_keyword], rows[~is_keyword], recipe, words, rng, g)
-        out[i] = front_end(samples[None])[0].numpy()
-    torch.set_num_threads(threads)
+    rng, g, front_end = np.random.default_rng(seed), Generator().manual_seed(seed), LogMel()
+    with one_thread():
+        for i in range(len(out)):
+            samples, said[i] = _piece(corpus, rows[is_keyword], rows[~is_keyword], recipe, words, rng, g)
+            out[i] = front_end(samples[None])[0].numpy()
 
 
 def _piece(corpus, keywords, others, recipe: Sequences, words: Augmentation, rng, g) -> tuple[Tensor, np.ndarray]:

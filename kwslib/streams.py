@@ -22,7 +22,7 @@ from kwslib import paths
 from kwslib.augment import FRAME, loud_frames, speech_power
 from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, FeatureConfig, identity
 from kwslib.corpora import Corpus
-from kwslib.features import LogMel, from_int16, n_frames, new_array
+from kwslib.features import LogMel, from_int16, n_frames, new_array, one_thread
 from kwslib.metrics import TOLERANCE_S, count_events
 from kwslib.models import keyword_score, step_logits
 from kwslib.quantize import INT8
@@ -128,13 +128,14 @@ def render(corpus: Corpus, rows: Sequence[int], keyword: str, spec: StreamSpec) 
     Raises:
         SpecError: keywords are wanted and these rows have none, or other words.
     """
-    for number in range(_n_tracks(spec)):
+    for number in range(len(_lengths_s(spec))):
         yield _track(corpus, np.asarray(rows), keyword, spec, number)
 
 
-def _n_tracks(spec: StreamSpec) -> int:
-    """How many there are; a rest of less than two seconds is left out."""
-    return max(1, int(np.ceil((spec.minutes * 60 - 2) / TRACK_S)))
+def _lengths_s(spec: StreamSpec) -> list[float]:
+    """Of each track; a rest of less than two seconds is left out."""
+    n_tracks = max(1, int(np.ceil((spec.minutes * 60 - 2) / TRACK_S)))
+    return [min(TRACK_S, spec.minutes * 60 - number * TRACK_S) for number in range(n_tracks)]
 
 
 def _track(corpus: Corpus, rows: np.ndarray, keyword: str, spec: StreamSpec, number: int) -> Track:
@@ -146,7 +147,7 @@ def _track(corpus: Corpus, rows: np.ndarray, keyword: str, spec: StreamSpec, num
         raise SpecError(f"a stream with the keyword needs clips of {keyword!r}, and these have none")
     if spec.words_per_minute > 0 and spec.keyword_share < 1 and not len(others):
         raise SpecError("a stream with other words needs clips of them, and these have none")
-    seconds = min(TRACK_S, spec.minutes * 60 - number * TRACK_S)
+    seconds = _lengths_s(spec)[number]
     rng = np.random.default_rng([spec.seed, number])
     samples = _noise(corpus, spec, round(seconds * SAMPLE_RATE), rng)
     planned = [(t, True) for t in spec.keyword_times_s if t + CLIP_S <= seconds]
@@ -236,16 +237,15 @@ def prepare(corpus: Corpus, rows: Sequence[int], keyword: str, spec: StreamSpec)
 
 def _prepare(corpus, rows, keyword, spec, path: Path, about: Path) -> None:
     """Write the log-mels; what says where tracks begin gets its name first."""
-    n_tracks = _n_tracks(spec)
-    seconds = [min(TRACK_S, spec.minutes * 60 - number * TRACK_S) for number in range(n_tracks)]
+    seconds = _lengths_s(spec)
     hop = FeatureConfig().hop_length
     ends = np.cumsum([round(s * SAMPLE_RATE) // hop + 1 for s in seconds]).tolist()
     keywords_s = []
     with new_array(path, np.float32, (FeatureConfig().n_mels, ends[-1])) as out:
         tracks = Parallel(n_jobs=cpu_count(), return_as="generator")(
-            delayed(_track_logmels)(corpus, rows, keyword, spec, number) for number in range(n_tracks)
+            delayed(_track_logmels)(corpus, rows, keyword, spec, number) for number in range(len(seconds))
         )
-        for end, (logmels, said) in zip(ends, tqdm(tracks, desc="rendering a stream", total=n_tracks), strict=True):
+        for end, (logmels, said) in zip(ends, tqdm(tracks, desc="rendering a stream", total=len(seconds)), strict=True):
             out[:, end - logmels.shape[1] : end] = logmels
             keywords_s.append(said)
         paths.write_json(about, {"ends": ends, "keywords_s": keywords_s, "seconds": seconds})
@@ -253,13 +253,9 @@ def _prepare(corpus, rows, keyword, spec, path: Path, about: Path) -> None:
 
 @torch.no_grad()
 def _track_logmels(corpus, rows, keyword, spec, number: int) -> tuple[np.ndarray, list]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    track = _track(corpus, rows, keyword, spec, number)
-    samples = torch.from_numpy(track.samples)[None]
-    logmels = LogMel()(samples)[0].numpy()
-    torch.set_num_threads(threads)
-    return logmels, track.keywords_s
+    with one_thread():
+        track = _track(corpus, rows, keyword, spec, number)
+        return LogMel()(torch.from_numpy(track.samples)[None])[0].numpy(), track.keywords_s
 
 
 @torch.no_grad()

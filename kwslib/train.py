@@ -245,17 +245,7 @@ class _Loop:
     """The state that must survive an interruption, and what it works on."""
 
     def __init__(
-        self,
-        model,
-        teacher,
-        data,
-        training,
-        losses,
-        augmentation,
-        seed: int,
-        device: str,
-        weight_bits=0,
-        penalty=None,
+        self, model, teacher, data, training, losses, augmentation, seed: int, device: str, weight_bits=0, penalty=None
     ):
         self.weight_bits, self.penalty = weight_bits, penalty
         self.model, self.teacher, self.data, self.device = model, teacher, data, device
@@ -272,7 +262,7 @@ class _Loop:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
         self.scaler = torch.amp.GradScaler(device, enabled=training.precision == "float16")
         counts = np.bincount(data.labels, minlength=2)
-        self.clip_weights = torch.from_numpy(0.5 / np.maximum(counts, 1))[torch.from_numpy(data.labels).long()]
+        self.clip_weights = torch.from_numpy(1.0 / np.maximum(counts, 1))[torch.from_numpy(data.labels).long()]
         self.mean, self.std = 0.0, 1.0
         if training.normalize:
             some = (data.bank[0, ::16] if data.pieces is None else data.pieces[::40]).astype(np.float32)
@@ -295,31 +285,32 @@ class _Loop:
         batches = list(self._clips() if self.data.pieces is None else self._pieces())
         n = sum(len(labels) for _, labels in batches)
         sums: dict[str, float] = {}
-        for i, (read, labels) in enumerate(batches):
+        source = self.data.bank if self.data.pieces is None else self.data.pieces
+        for i, (index, labels) in enumerate(batches):
             rate = learning_rate_factor(self.training, (epoch + i / len(batches)) / self.training.epochs)
             self.optimizer.param_groups[0]["lr"] = self.training.learning_rate * rate
-            x = spec_augment(torch.from_numpy(read()).float(), self.augmentation, self.random).to(self.device)
+            x = spec_augment(torch.from_numpy(source[index]).float(), self.augmentation, self.random).to(self.device)
             for name, value in self._step(x, torch.from_numpy(labels).long().to(self.device)).items():
                 sums[name] = sums.get(name, 0.0) + value * len(labels) / n
         return sums
 
-    def _clips(self) -> Iterator[tuple[Callable[[], np.ndarray], np.ndarray]]:
-        """Batches of an epoch: a function that reads the log-mels, and the labels."""
+    def _clips(self) -> Iterator[tuple[tuple[np.ndarray, ...], np.ndarray]]:
+        """Batches of an epoch: where their log-mels are in the bank, and their labels."""
         n, size = len(self.data.labels), self.training.batch_size
         clips = torch.multinomial(self.clip_weights, n, replacement=True, generator=self.random).numpy()
         views = torch.randint(len(self.data.bank), (n,), generator=self.random).numpy()
         for start in range(0, n, size):
             batch = slice(start, start + size)
-            yield lambda batch=batch: self.data.bank[views[batch], clips[batch]], self.data.labels[clips[batch]]
+            yield (views[batch], clips[batch]), self.data.labels[clips[batch]]
 
-    def _pieces(self) -> Iterator[tuple[Callable[[], np.ndarray], np.ndarray]]:
+    def _pieces(self) -> Iterator[tuple[tuple[np.ndarray, ...], np.ndarray]]:
         """The same of pieces of stream, as many seconds as there are clips."""
         seconds = self.data.said.shape[1]
         n, size = max(1, len(self.data.labels) // seconds), max(1, self.training.batch_size // seconds)
         pieces = torch.randint(len(self.data.pieces), (n,), generator=self.random).numpy()
         for start in range(0, n, size):
             batch = pieces[start : start + size]
-            yield lambda batch=batch: self.data.pieces[batch], self.data.said[batch]
+            yield (batch,), self.data.said[batch]
 
     def _step(self, x: Tensor, labels: Tensor) -> dict[str, float]:
         with torch.no_grad():
