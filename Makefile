@@ -3,7 +3,7 @@ SHELL         := bash
 .SHELLFLAGS   := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup reproduce report appendix sweep publish test lab lint lock clean clean-data
+.PHONY: help setup reproduce report verify prove appendix sweep publish test lab lint lock clean clean-data
 
 CORPUS  ?= synthetic
 KEYWORD ?= sheila
@@ -17,6 +17,7 @@ MAX_MACS ?= 93000
 TEACHER ?=
 STORAGE ?=
 ARGS    ?=
+QUIET   ?=
 KWS_HOME ?= .
 export KWS_HOME
 
@@ -41,55 +42,26 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-STEPS   := 01_split_and_baseline 02_streaming 03_kd 04_attention_kd 05_quant_fp16
 STUDY   := --corpus "$(CORPUS)" --keyword "$(KEYWORD)" --split "$(SPLIT)"
-RUN     := KWS_HEADLESS=1 $(BIN)/papermill --no-progress-bar --log-output --log-level WARNING -k python3 -r corpus "$(CORPUS)" \
-           -r keyword "$(KEYWORD)" -r split "$(SPLIT)" -r profile "$(PROFILE)" -p seeds "$(SEEDS)"
-QUIET   := 2> >(grep --line-buffered -v -e IPKernelApp -e '^$$' >&2)  # the kernel warns about its local port
+RUN     := $(BIN)/kws reproduce $(STUDY) --profile "$(PROFILE)" --seeds "$(SEEDS)" $(if $(QUIET),--quiet)
 
-# The stamp holds a checksum of everything the notebooks read and left behind, so a touched file re-runs nothing
-# and a deleted or edited one is noticed. When it does not fit, all of them run; finished experiments are loaded.
-# papermill saves a notebook even when a cell fails, so it gets its name only after success; the failed copy
-# stays, with the traceback in it, as unfinished_*.ipynb.
-reproduce: $(READY)  ## run every experiment that is not done yet, then the report
-	@set -euo pipefail; \
-	found=$$($(BIN)/kws study $(STUDY) --profile "$(PROFILE)" --seeds "$(SEEDS)"); study=$${found%% *}; \
-	reports="$(KWS_HOME)/reports/$$study"; out="$$reports/notebooks"; mkdir -p "$$out"; \
-	state() { { echo "$$found|$(CORPUS)|$(PROFILE)|$(SEEDS)"; ls "$$out" | grep ^0 || true; cat kwslib/*.py notebooks/0[1-5]*.ipynb \
-	  "$(KWS_HOME)/checkpoints/$$study"/* "$$reports"/records/* 2>/dev/null || true; } | cksum; }; \
-	if [ "$$(state)" != "$$(cat "$$reports/.state" 2>/dev/null)" ]; then \
-	  for step in $(STEPS); do \
-	    echo "$$step ..."; \
-	    $(RUN) notebooks/$$step.ipynb "$$out/unfinished_$$step.ipynb" $(QUIET); \
-	    mv "$$out/unfinished_$$step.ipynb" "$$out/$$step.ipynb"; \
-	    $(BIN)/kws html "$$out/$$step.ipynb" > /dev/null; \
-	  done; \
-	  touch "$$out/06_plots.ipynb" "$$out/06_plots.html"; \
-	  state > "$$reports/.state"; \
-	fi
-	@$(MAKE) --no-print-directory report
-	@$(BIN)/kws table "$$($(BIN)/kws name $(STUDY))"
+# Each notebook is executed headless with papermill (kwslib/reproduce.py). Finished experiments are loaded; when nothing
+# changed since the last run, only the report is drawn again.
+reproduce: $(READY)  ## run every experiment that is not done yet, then the report [QUIET=1]
+	@$(RUN)
 
 report: $(READY)  ## redraw figures and HTML from saved records: no data, no training
-	@set -euo pipefail; \
-	study=$$($(BIN)/kws name $(STUDY)); $(BIN)/kws table "$$study" > /dev/null; \
-	out="$(KWS_HOME)/reports/$$study/notebooks"; mkdir -p "$$out"; \
-	echo "06_plots ..."; \
-	$(RUN) notebooks/06_plots.ipynb "$$out/unfinished_06_plots.ipynb" $(QUIET); \
-	mv "$$out/unfinished_06_plots.ipynb" "$$out/06_plots.ipynb"; \
-	$(BIN)/kws html "$$out/06_plots.ipynb" > /dev/null
+	@$(RUN) --only 06_plots
+
+verify: $(READY)  ## own records against the published ones; published checkpoints scored again [ARGS=--all]
+	@$(BIN)/kws verify $(STUDY) $(ARGS)
+
+prove: $(READY)  ## measure the figures of REPRODUCING.md: fifty times kill -9, a full disk, another processor (an hour or two)
+	@$(BIN)/python tests/prove.py $(ARGS)
 
 appendix: $(READY)  ## side questions: each augmentation, synthetic speech against people [OTHER=FOLDER of other words], KD's settings
-	@set -euo pipefail; \
-	$(BIN)/kws study $(STUDY) --profile "$(PROFILE)" --seeds "$(SEEDS)" > /dev/null; \
-	out="$(KWS_HOME)/reports/$$($(BIN)/kws name $(STUDY))/notebooks"; mkdir -p "$$out"; \
-	for name in $(APPENDIX); do \
-	  other=(); if [ $$name = augmentation_and_transfer ]; then other=(-r other "$(OTHER)"); fi; \
-	  $(RUN) $${other[@]+"$${other[@]}"} notebooks/appendix/$$name.ipynb "$$out/unfinished_$$name.ipynb" $(QUIET); \
-	  mv "$$out/unfinished_$$name.ipynb" "$$out/$$name.ipynb"; \
-	  $(BIN)/kws html "$$out/$$name.ipynb"; \
-	done; \
-	if [ -e "$$out/../index.html" ]; then $(BIN)/kws report "$$($(BIN)/kws name $(STUDY))" > /dev/null; fi
+	@$(RUN) --only $(APPENDIX:%=appendix/%) --other "$(OTHER)"
+	@study=$$($(BIN)/kws name $(STUDY)); if [ -e "$(KWS_HOME)/reports/$$study/index.html" ]; then $(BIN)/kws report $$study; fi
 
 sweep: $(READY)  ## search for small models [TRIALS=40] [MAX_MACS=93000] [TEACHER=baseline] [STORAGE=database URL]
 	@$(BIN)/kws sweep $(STUDY) --profile "$(PROFILE)" --trials "$(TRIALS)" --max-macs "$(MAX_MACS)" \

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, FeatureConfig, identity
 from kwslib.corpora import Corpus
 from kwslib.features import SILENCE, LogMel, from_int16, n_frames, new_array, one_thread
+from kwslib.processes import made_once
 
 FRAME = 320  # samples of a 20-ms frame, the grain at which speech is told from silence
 VERSION = 2  # raise it when the same recipe would give other views
@@ -211,16 +212,17 @@ def bank(
     others = others if config.context_share else others[:0]  # else nobody hears them
     key = identity(VERSION, corpus.fingerprint, rows.tolist(), others.tolist(), views, masks_come_later, features)
     path = corpus.folder / f"bank-{key}.npy"
-    if not path.exists():
-        shape = (views, len(rows), features.n_mels, n_frames(features))
-        with new_array(path, np.float16, shape) as out:
-            blocks = [(v, slice(i, i + 2048)) for v in range(views) for i in range(0, len(rows), 2048)]
-            work = Parallel(n_jobs=min(cpu_count(), len(blocks)), return_as="generator_unordered")(
-                delayed(_view_block)(corpus, rows[block], others, (v, block.start), config, features, out[v, block])
-                for v, block in blocks
-            )
-            for _ in tqdm(work, desc="augmented views", total=len(blocks), unit="block"):
-                pass
+    with made_once(path) as missing:
+        if missing:
+            shape = (views, len(rows), features.n_mels, n_frames(features))
+            with new_array(path, np.float16, shape) as out:
+                blocks = [(v, slice(i, i + 2048)) for v in range(views) for i in range(0, len(rows), 2048)]
+                work = Parallel(n_jobs=min(cpu_count(), len(blocks)), return_as="generator_unordered")(
+                    delayed(_view_block)(corpus, rows[block], others, (v, block.start), config, features, out[v, block])
+                    for v, block in blocks
+                )
+                for _ in tqdm(work, desc="augmented views", total=len(blocks), unit="block"):
+                    pass
     return np.load(path, mmap_mode="r")
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from kwslib import (
@@ -23,26 +24,32 @@ from kwslib import (
     metrics,
     models,
     paths,
+    processes,
     records,
     report,
+    reproduce,
     stream,
     streams,
     train,
+    verify,
 )
 from kwslib.config import CRNNConfig, FeatureConfig, describe
 from kwslib.study import ExperimentError, open_study
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code is 0, or 2 after one sentence that says what was wrong."""
+    """Run one command; the exit code is 0, 1 when part of a study failed, or 2 after one sentence that says why."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except BrokenPipeError:  # the reader, `head` for example, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, ExperimentError, export.ExportError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, ExperimentError, export.ExportError, processes.Busy, OSError, zipfile.BadZipFile) as error:
         print(f"kws {options.command}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"kws {options.command}: stopped; what was finished is kept, the same command goes on", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -101,22 +108,28 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     named = command("name", _name, "print the name of a study", checkpoint=False)
-    opened = command(
-        "study", _study, "check a run's parameters, prepare its corpus, print name and digests", checkpoint=False
-    )
+    reproduced = command("reproduce", _reproduce, "run a study's notebooks that are not done, then its report",
+                         checkpoint=False)  # fmt: skip
+    reproduced.add_argument("--quiet", action="store_true", help="print what failed and the results only")
+    reproduced.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these notebooks and nothing else")
+    reproduced.add_argument("--other", default="", help="parameter of appendix/augmentation_and_transfer")
     search = command("sweep", _sweep, "search for small models; goes on where it stopped", checkpoint=False)
     search.add_argument("--trials", type=int, default=40, help="trained ones, earlier ones included (40)")
     search.add_argument("--max-macs", type=int, default=93_000, help="per clip; more is not trained (93,000)")
     search.add_argument("--epochs", type=int, default=12, help="of each trial (12)")
     search.add_argument("--teacher", help="experiment that teaches, for example baseline")
     search.add_argument("--storage", default="", metavar="URL", help="Optuna database, shared by many workers")
-    for parameters in (named, opened, search):
+    verified = command("verify", _verify, "own records against the published ones; published files scored again",
+                       checkpoint=False)  # fmt: skip
+    verified.add_argument("--all", action="store_true", help="score the files of all seeds, not of the first only")
+    verified.add_argument("--json", action="store_true", help="print JSON for programs")
+    for parameters in (named, reproduced, verified, search):
         parameters.add_argument("--corpus", default="synthetic")
         parameters.add_argument("--keyword", default="sheila")
         parameters.add_argument("--split", default="speaker")
-    for parameters in (opened, search):
+    for parameters in (reproduced, search):
         parameters.add_argument("--profile", default="standard")
-    opened.add_argument("--seeds", type=int, default=0)
+    reproduced.add_argument("--seeds", type=int, default=0)
     for name, run, text in (
         ("report", _report, "write the HTML report of a study from its records"),
         ("table", _table, "print the results of a study"),
@@ -317,10 +330,40 @@ def _export(options: argparse.Namespace) -> None:
     _print(about, options.json)
 
 
-def _study(options: argparse.Namespace) -> None:
+def _reproduce(options: argparse.Namespace) -> int:
     study = open_study(options.corpus, options.keyword, options.split, options.profile, options.seeds)
-    # Prepares the corpus: whatever is wrong with it is said before any notebook runs.
-    print(study.name, study.corpus.fingerprint, study.split.sha256)
+    if not options.only:
+        _ = study.split  # prepares the corpus: whatever is wrong with it is said before any notebook runs
+    parameters = {"other": options.other} if options.other else {}
+    failed = reproduce.reproduce(study, options.only, options.quiet, **parameters)
+    if not options.only:
+        print()
+        _table(argparse.Namespace(study=study.name))
+    if failed:
+        print(f"{len(failed)} failed; what they wrote is in {paths.reports(study.name) / 'run.log'}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    study = open_study(options.corpus, options.keyword, options.split)
+    found = verify.check(study, None if options.all else (0,))
+    if options.json:
+        print(json.dumps(found))
+        return 0 if found["holds"] else 1
+    if found["compared"]:
+        table = pd.DataFrame(found["compared"]).set_index("what")
+        print(f"Your records of {study.name} against the published ones:")
+        print(table.drop(columns="outside").to_string())
+        for what, outside in table.loc[table["outside"] != "", "outside"].items():
+            print(f"  {what} differs: {outside if len(outside) < 300 else outside[:300] + ' ...'}")
+    else:
+        print(f"{study.name} has no records of yours to compare: 'make reproduce' makes them")
+    print(
+        f"Published files scored again: {found['files']}, of which {found['exact']} exactly as recorded and "
+        f"{found['close']} within {verify.RESCORED_TOLERANCE:g}; largest difference {found['largest_difference']:.1g}"
+    )
+    print("The results hold." if found["holds"] else "NOT ALL RESULTS HOLD.")
+    return 0 if found["holds"] else 1
 
 
 def _sweep(options: argparse.Namespace) -> None:
@@ -351,6 +394,8 @@ def _table(options: argparse.Namespace) -> None:
     table = report.display_table(records.summary(records.load(options.study)))
     columns = ["AU-FA-FR ×1e5 ↓", "95 % interval", "speed-up ↑", "compression ↑"]
     print(table[columns].to_string().replace("**", "  "))
+    for failure in records.failures(paths.reports(options.study)):
+        print(f"FAILED  {failure['experiment']}, seed {failure['seed']}: {failure['error']}")
     print(f"\nReport: {paths.reports(options.study) / 'index.html'}")
 
 

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import unicodedata
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import soundfile
-from filelock import FileLock
 from scipy import signal
 from tqdm.auto import tqdm
 
 from kwslib import paths, speech_commands, synthesis
 from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, SynthesisConfig, identity, profile
+from kwslib.processes import made_once
 
 # What a person would call a recording. soundfile reads the first line; a file of the second is
 # listed as unusable rather than overlooked.
@@ -375,21 +376,19 @@ def _prepare_once(folder: Path, make: Callable[[Path], None]) -> None:
 
     A second process that wants the same corpus waits for the first one and finds it done.
     """
-    complete, build = folder / "meta.json", folder.with_name(folder.name + ".tmp")
-    if complete.exists():
-        return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(folder.name + ".lock")):
-        if complete.exists():
+    if not (folder / "meta.json").exists():  # not there, or somebody removed files
+        shutil.rmtree(folder, ignore_errors=True)
+    with made_once(folder) as missing:
+        if not missing:
             return
-        shutil.rmtree(build, ignore_errors=True)
+        build = paths.temporary_for(folder)  # a helper of a killed preparation knows another name
         build.mkdir()
         try:
             make(build)
         except BaseException:
             shutil.rmtree(build, ignore_errors=True)
             raise
-        shutil.rmtree(folder, ignore_errors=True)
         build.rename(folder)
 
 
@@ -419,6 +418,13 @@ def _finish(
 
 
 def _open(folder: Path, name: str) -> Corpus:
+    try:
+        return _opened(folder, name)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise CorpusError(f"{folder} is damaged ({error}): delete it, it is made again when needed") from None
+
+
+def _opened(folder: Path, name: str) -> Corpus:
     meta = json.loads((folder / "meta.json").read_text())
     text = {"dtype": str, "keep_default_na": False}  # a word may be called "null"
     clips = pd.read_csv(folder / "clips.csv", **text)

@@ -5,11 +5,11 @@ what it starts from. Same identity: the result is loaded. Interrupted: training 
 last epoch. Anything else: it is trained.
 """
 
+import contextlib
 import dataclasses
 import os
-import platform
-import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from joblib import Parallel, cpu_count, delayed, parallel_config
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -29,6 +30,8 @@ from kwslib import (
     metrics,
     models,
     paths,
+    processes,
+    provenance,
     records,
     sequences,
     stream,
@@ -46,6 +49,7 @@ from kwslib.sequences import Sequences
 from kwslib.study import ExperimentError, Results, Study
 from kwslib.train import Training
 
+SHORT_OF_MEMORY = "out of memory: "
 GPU_JOBS = 4  # trainings that share one GPU: each takes about half a gigabyte of its memory
 
 
@@ -133,7 +137,7 @@ class _Task:
         if not self.experiment.ensemble:
             return [self.seed]
         files = self.study.checkpoint(self.experiment.teacher).parent.glob(f"{self.experiment.teacher}-seed*.pt")
-        return sorted(map(_seed_of, files)) or [self.seed]
+        return sorted(_split_label(file.stem)[1] for file in files) or [self.seed]
 
     @cached_property
     def identity(self) -> str:
@@ -150,22 +154,34 @@ class _Task:
         sizes = (profile.bootstrap, *trained, *tuned, *pieces, *heard)
         return identity(recipe, self.study.corpus.fingerprint, self.study.split.sha256, self.seed, origins, sizes)
 
+    @property
+    def needed_labels(self) -> set[str]:
+        """Runs that must be finished first: those with the same seed; for an ensemble all of the teacher."""
+        experiment, seeds = self.experiment, range(self.study.seeds) if self.experiment.ensemble else [self.seed]
+        return {f"{name}-seed{seed}" for name in experiment.needs for seed in seeds}
+
     def is_done(self) -> bool:
         """Whether record and checkpoint of exactly this recipe are there and belong together."""
         file = records.path(self.study.name, self.experiment.name, self.seed)
         checkpoint = self.study.checkpoint(self.experiment.name, self.seed)
         try:
             record, sidecar = records.read(file), checkpoints.load(checkpoint)[1]
+            checkpoints.load(checkpoint.with_suffix(checkpoints.COMPACT_SUFFIX))
         except (records.RecordError, models.CheckpointError):
             return False
         same_file = record["checkpoint"]["sha256"] == sidecar.get("sha256")
-        same_file &= checkpoint.with_suffix(checkpoints.COMPACT_SUFFIX).exists() and "compact_bytes" in record["cost"]
+        same_file &= all(record[key] == sidecar.get(key) for key in ("model", "features", "keyword", "threshold"))
         return record["identity"] == self.identity == sidecar.get("identity") and same_file
 
 
-def _seed_of(file: Path) -> int:
-    """The seed in the name of a record or checkpoint."""
-    return int(file.stem.rpartition("-seed")[2])
+def _split_label(label: str) -> tuple[str, int]:
+    """Experiment and seed of a run's label, which is also the name of its files.
+
+    >>> _split_label("a1-kd-seed2")
+    ('a1-kd', 2)
+    """
+    name, _, seed = label.rpartition("-seed")
+    return name, int(seed)
 
 
 def _identity_on_disk(study: Study, experiment: str, seed: int) -> str:
@@ -189,17 +205,33 @@ def run(study: Study, experiments: Sequence[Experiment]) -> Results:
     names = [e.name for e in experiments]
     if len(set(names)) < len(names):
         raise ExperimentError(f"two experiments share a name: {', '.join(names)}")
+    with processes.only_one(paths.reports(study.name), "run"):
+        for folder in (paths.checkpoints(study.name), records.folder(study.name)):
+            processes.remove_left_behind(folder)
+        failures = _run(study, experiments)
+    if failures:
+        listing = "; ".join(f"{label}: {error}" for label, error in failures.items())
+        listing = f"{len(failures)} runs failed, the others are kept. {listing}"
+        seeds_left = {e.name: study.seeds - sum(_split_label(f)[0] == e.name for f in failures) for e in experiments}
+        if not all(seeds_left.values()):
+            raise ExperimentError(listing)
+        warnings.warn(listing, stacklevel=2)
+    return study.results()
+
+
+def _run(study: Study, experiments: Sequence[Experiment]) -> dict[str, str]:
+    """Run what is not done; returns what failed and why, by label."""
+    names = [e.name for e in experiments]
     offset = _next_order(study, names)
     waiting = [
         _Task(study, experiment, seed, offset + position)
         for position, experiment in enumerate(experiments)
         for seed in range(study.seeds)
     ]
-    for task in waiting:
-        for name in set(task.experiment.needs).difference(names):
-            _identity_on_disk(study, name, task.seed)  # complains before anything is computed
+    failures = _without_origin(waiting)  # complains before anything is computed
     _check_controls(study, experiments)
-    failures: dict[str, str] = {}
+    for task in waiting:
+        records.forget_failure(study.name, task.experiment.name, task.seed)
     logs: list[Path] = []
     with tqdm(total=len(waiting), desc=study.name, unit="run") as bar:
         while waiting:
@@ -210,10 +242,10 @@ def run(study: Study, experiments: Sequence[Experiment]) -> Results:
                     f"these experiments need one another in a circle: {', '.join(sorted(open_names))}"
                 )
             waiting = [task for task in waiting if task not in wave]
-            broken = {label.rpartition("-seed")[0] for label in failures}
-            for task in [t for t in wave if broken.intersection(t.experiment.needs)]:
-                failures[task.label] = "what it needs failed"
-                wave.remove(task)
+            for task in wave:
+                if broken := task.needed_labels.intersection(failures):
+                    failures[task.label] = f"needs {', '.join(sorted(broken))}, which failed"
+            wave = [task for task in wave if task.label not in failures]
             todo = [task for task in wave if not task.is_done()]
             bar.update(len(wave) - len(todo))
             for task in wave:
@@ -221,21 +253,42 @@ def run(study: Study, experiments: Sequence[Experiment]) -> Results:
                     _refresh(task)
             _prepare_data(study, todo)
             _drop_other_recipes(todo)
-            for label, error in _in_parallel(todo):
+            for label, error in _each_once_more(todo):
                 bar.set_postfix_str(label)
                 bar.update()
-                _tell_the_terminal(bar, label)
                 if error:
                     failures[label] = error
             for task in wave:
                 if task.label not in failures:
                     _time(task)
             logs += [tracking.csv_path(study.name, t.experiment.name, t.seed) for t in todo if t.experiment.trains]
+    for label, error in failures.items():
+        records.note_failure(study.name, *_split_label(label), error)
     tracking.mirror(study.name, [log for log in logs if log.exists()])
-    if failures:
-        listing = "; ".join(f"{label}: {error}" for label, error in failures.items())
-        raise ExperimentError(f"{len(failures)} runs failed, the others are kept. {listing}")
-    return study.results()
+    return failures
+
+
+def _without_origin(tasks: list[_Task]) -> dict[str, str]:
+    """Runs that build on one of an earlier notebook that failed, and why, by label.
+
+    Raises:
+        ExperimentError: what an experiment builds on is missing for every seed: it was never run.
+    """
+    here = {task.experiment.name for task in tasks}
+    reasons: dict[str, str] = {}
+    for experiment in dict.fromkeys(task.experiment for task in tasks):
+        own = [task for task in tasks if task.experiment is experiment]
+        for name in set(experiment.needs) - here:
+            missing = {}
+            for task in own:
+                try:
+                    _identity_on_disk(task.study, name, task.seed)
+                except ExperimentError as error:
+                    missing[task.label] = error
+            if len(missing) == len(own):
+                raise next(iter(missing.values()))
+            reasons |= {label: str(error) for label, error in missing.items()}
+    return reasons
 
 
 def _check_controls(study: Study, experiments: Sequence[Experiment]) -> None:
@@ -245,13 +298,14 @@ def _check_controls(study: Study, experiments: Sequence[Experiment]) -> None:
         if experiment.control in here:
             control = describe(here[experiment.control])
         else:
-            try:
-                control = records.read(records.path(study.name, experiment.control, 0))["recipe"]
-            except records.RecordError:
+            found = [records.path(study.name, experiment.control, seed) for seed in range(study.seeds)]
+            found = [file for file in found if file.exists()]
+            if not found:
                 raise ExperimentError(
                     f"{experiment.control!r}, the control of {experiment.name!r}, has no record yet: "
                     "run the notebook that defines it first"
-                ) from None
+                )
+            control = records.read(found[0])["recipe"]
         lengths = experiment.training.epochs, control["training"]["epochs"]
         if experiment.student and control["student"] and len(set(lengths)) > 1:
             raise ExperimentError(
@@ -260,22 +314,15 @@ def _check_controls(study: Study, experiments: Sequence[Experiment]) -> None:
             )
 
 
-def _tell_the_terminal(bar: tqdm, label: str) -> None:
-    """One line per finished run for `make`, where nobody sees the notebook's bar."""
-    if os.environ.get("KWS_HEADLESS"):
-        spent_s = bar.format_dict["elapsed"]
-        left_min = spent_s / max(bar.n, 1) * (bar.total - bar.n) / 60
-        print(f"  {bar.n} of {bar.total} runs, {label} is done, {left_min:.1f} min left", file=sys.stderr, flush=True)
-
-
 def _next_order(study: Study, names: list[str]) -> int:
     """Where these experiments stand in the tables: their old place, or behind all others."""
-    try:
-        existing = {r["experiment"]: r["order"] for r in records.load(study.name)}
-    except records.RecordError:
-        return 0
+    existing = {}
+    for file in records.folder(study.name).glob("*.json"):
+        with contextlib.suppress(records.RecordError):  # a damaged one is made anew
+            record = records.read(file)
+            existing[record["experiment"]] = record["order"]
     known = [existing[name] for name in names if name in existing]
-    return min(known) if known else max(existing.values()) + 1
+    return min(known) if known else max(existing.values(), default=-1) + 1
 
 
 def _refresh(task: _Task) -> None:
@@ -297,7 +344,7 @@ def _drop_other_recipes(todo: list[_Task]) -> None:
     """
     for experiment, study in {task.experiment: task.study for task in todo}.items():
         for file in (paths.reports(study.name) / "records").glob(f"{experiment.name}-seed*.json"):
-            seed = _seed_of(file)
+            seed = _split_label(file.stem)[1]
             task = _Task(study, experiment, seed, order=0)
             try:
                 same = seed < study.seeds or task.is_done()
@@ -340,6 +387,27 @@ def _prepare_data(study: Study, tasks: list[_Task]) -> None:
                 study.streams("test", wanted.streams)
 
 
+def _each_once_more(tasks: list[_Task]):
+    """(label, error or '') of each task as it ends.
+
+    A process that the system kills, for want of memory most likely, takes others with it; and trainings that share
+    one memory can be too many for it. What was lost so is tried once more, one task at a time.
+    """
+    ended = set()
+    try:
+        for label, error in _in_parallel(tasks):
+            if not error.startswith(SHORT_OF_MEMORY):
+                ended.add(label)
+                yield label, error
+    except TerminatedWorkerError:
+        pass
+    for task in [task for task in tasks if task.label not in ended]:
+        try:
+            yield from _in_parallel([task])
+        except TerminatedWorkerError:
+            yield task.label, "its process was killed twice, for want of memory perhaps: run again with more"
+
+
 def _in_parallel(tasks: list[_Task]):
     """(label, error or '') of each task as it ends. One process per core, one thread each.
 
@@ -350,10 +418,13 @@ def _in_parallel(tasks: list[_Task]):
     address = os.environ.get("KWS_CLUSTER")
     home = str(paths.home())
     # A fresh study has read nothing yet: its data is not sent around, each process maps the files itself.
-    calls = [delayed(_attempt)(dataclasses.replace(t, study=dataclasses.replace(t.study)), home) for t in tasks]
+    parent = None if address else os.getpid()
+    calls = [delayed(_attempt)(dataclasses.replace(t, study=dataclasses.replace(t.study)), home, parent) for t in tasks]
     if not address:
         most = cpu_count() if _device() == "cpu" else min(cpu_count(), GPU_JOBS)
-        yield from Parallel(n_jobs=min(most, len(tasks)) or 1, return_as="generator_unordered")(calls)
+        # At least two workers, though perhaps one task at a time: with one joblib would train in this process,
+        # which has to outlive whatever happens to a training.
+        yield from Parallel(max(2, min(most, len(tasks))), return_as="generator_unordered", pre_dispatch=most)(calls)
     elif tasks:
         with _cluster(address), parallel_config(backend="dask"):
             yield from Parallel(return_as="generator_unordered")(calls)
@@ -376,12 +447,17 @@ def _cluster(address: str):
     return client
 
 
-def _attempt(task: _Task, home: str) -> tuple[str, str]:
+def _attempt(task: _Task, home: str, parent: int | None) -> tuple[str, str]:
     os.environ["KWS_HOME"] = home  # a worker may have been started for another home
+    if parent is not None:
+        processes.end_with(parent)
     with one_thread():
         try:
             _execute(task)
             return task.label, ""
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            told = str(error).partition("\n")[0]
+            return task.label, f"{SHORT_OF_MEMORY}{told or 'no more'} (an empty CUDA_VISIBLE_DEVICES trains on the CPU)"
         except Exception as error:  # one failing run must not take the others with it
             return task.label, f"{type(error).__name__}: {error}"
 
@@ -433,7 +509,7 @@ def _execute(task: _Task) -> None:
             "latency_ms_per_clip": None,  # measured when the machine is quiet, see _time
             "latency_ms_per_step": None,
             "device": _device(),
-            **environment(),
+            **provenance.of_run(),
         },
     }
     records.write(study.name, record)
@@ -546,18 +622,4 @@ def _measure(study: Study, model: nn.Module) -> dict:
         "interval_over": metrics.units(speakers, is_keyword),
         "bootstrap": [float(f"{value:.4g}") for value in replicates],
         "curve": {"fa": fa[corner].tolist(), "fr": fr[corner].tolist()},
-    }
-
-
-def environment() -> dict[str, str]:
-    """The machine and the versions that matter, in words."""
-    import torchaudio
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchaudio": torchaudio.__version__,
-        "numpy": np.__version__,
-        "system": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
     }

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from kwslib import paths
 from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, FeatureConfig, identity
 from kwslib.corpora import Corpus
+from kwslib.processes import made_once
 
 SILENCE = float(np.log(1e-9))  # what an empty or masked bin becomes
 
@@ -62,11 +63,12 @@ def n_frames(config: FeatureConfig) -> int:
 def logmels(corpus: Corpus, config: FeatureConfig = FeatureConfig(), batch: int = 256) -> np.ndarray:
     """Log-mels of every clip of a corpus, float32 (clips, F, T), memory-mapped, computed once."""
     path = corpus.folder / f"logmels-{identity(config)}.npy"
-    if not path.exists():
-        front_end = LogMel(config)
-        with new_array(path, np.float32, (len(corpus.clips), config.n_mels, n_frames(config))) as out:
-            for i in tqdm(range(0, len(out), batch), desc="log-mels", unit="batch"):
-                out[i : i + batch] = front_end(from_int16(corpus.waveforms[i : i + batch])).numpy()
+    with made_once(path) as missing:
+        if missing:
+            front_end = LogMel(config)
+            with new_array(path, np.float32, (len(corpus.clips), config.n_mels, n_frames(config))) as out:
+                for i in tqdm(range(0, len(out), batch), desc="log-mels", unit="batch"):
+                    out[i : i + batch] = front_end(from_int16(corpus.waveforms[i : i + batch])).numpy()
     return np.load(path, mmap_mode="r")
 
 
@@ -85,7 +87,7 @@ class new_array:
     """A memory-mapped array that gets its name only when it is complete."""
 
     def __init__(self, path: Path, dtype: type, shape: tuple[int, ...]):
-        self.path, self.temporary = path, path.with_name(path.name + ".tmp")
+        self.path, self.temporary = path, paths.temporary_for(path)
         paths.require_space(path.parent, int(np.prod(shape)) * np.dtype(dtype).itemsize)
         self.array = np.lib.format.open_memmap(self.temporary, "w+", dtype, shape)
 

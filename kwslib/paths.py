@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import uuid
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,14 +91,23 @@ def require_space(folder: Path, n_bytes: int) -> None:
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write to a temporary name, then rename: a reader never sees half a file.
+    """Write to a temporary name of one's own, then rename: a reader never sees half a file, nor two writers mixed.
 
-    The temporary name is fixed, so a killed writer leaves at most one ``.tmp`` behind.
+    A killed writer leaves its ``.tmp`` behind, which the next holder of the folder removes (``processes``).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(temporary, path)
+    temporary = temporary_for(path)
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    except BaseException:  # a full disk, for example: give back what was taken of it
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def temporary_for(path: Path) -> Path:
+    """A name beside ``path`` that no other process uses, ending in ``.tmp``."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 def write_json(path: Path, value: object) -> None:

@@ -3,6 +3,7 @@
 Every function returns the figure, so that a notebook shows it; ``save`` writes it.
 """
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,12 +66,11 @@ def _figure(
 def save(figure: Figure, study: str, name: str, records: Sequence[dict] = ()) -> Path:
     """Write ``reports/<study>/figures/<name>.svg``; the file's description names its records."""
     path = paths.reports(study) / "figures" / f"{name}.svg"
-    path.parent.mkdir(parents=True, exist_ok=True)
     drawn_from = ", ".join(f"{r['experiment']}-seed{r['seed']}" for r in records) or "the arrays of its notebook"
-    temporary = path.with_suffix(".svg.tmp")
+    drawn = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(temporary, format="svg", metadata={"Date": None, "Description": f"drawn from {drawn_from}"})
-    temporary.replace(path)
+        figure.savefig(drawn, format="svg", metadata={"Date": None, "Description": f"drawn from {drawn_from}"})
+    paths.write_atomically(path, drawn.getvalue())
     return path
 
 

@@ -4,6 +4,8 @@ A record is all that crosses from training to plots and report. What differs bet
 runs (times, machine) sits in its ``run`` block; everything else is reproducible.
 """
 
+import contextlib
+import hashlib
 import json
 from pathlib import Path
 
@@ -20,31 +22,74 @@ class RecordError(ValueError):
     """A record cannot be read; the message says which and what to do."""
 
 
+def folder(study: str) -> Path:
+    """Where the records of a study are kept."""
+    return paths.reports(study) / "records"
+
+
 def path(study: str, experiment: str, seed: int) -> Path:
     """Where the record of a run is kept."""
-    return paths.reports(study) / "records" / f"{experiment}-seed{seed}.json"
+    return folder(study) / f"{experiment}-seed{seed}.json"
 
 
 def write(study: str, record: dict) -> Path:
-    """Write a record atomically, with the schema's number."""
+    """Write a record atomically, with the schema's number and a checksum, which shows whether it was edited."""
     target = path(study, record["experiment"], record["seed"])
-    paths.write_json(target, {"schema": SCHEMA, **record})
+    record = {"schema": SCHEMA, **record}
+    paths.write_json(target, record | {"run": record["run"] | {"sha256": _digest(record)}})
     return target
+
+
+def _digest(record: dict) -> str:
+    """Of everything outside the ``run`` block: two equal runs have the same."""
+    text = json.dumps({key: value for key, value in record.items() if key != "run"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _failure(study: str, experiment: str, seed: int) -> Path:
+    return paths.reports(study) / "failures" / f"{experiment}-seed{seed}.json"
+
+
+def note_failure(study: str, experiment: str, seed: int, error: str) -> None:
+    """Leave a note of a run that failed: the report shows it until the run succeeds or is tried again.
+
+    Where not even a note can be written, on a full disk, there is none.
+    """
+    with contextlib.suppress(OSError):
+        paths.write_json(_failure(study, experiment, seed), {"experiment": experiment, "seed": seed, "error": error})
+
+
+def forget_failure(study: str, experiment: str, seed: int) -> None:
+    """Remove the note of an earlier failure, for the run is tried again."""
+    with contextlib.suppress(OSError):
+        _failure(study, experiment, seed).unlink()
+
+
+def failures(reports: Path) -> list[dict]:
+    """Runs of the study in this folder that failed and were not tried again: ``experiment, seed, error`` of each."""
+    found = []
+    for file in sorted((reports / "failures").glob("*.json")):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(json.loads(file.read_text()))
+    return found
 
 
 def read(file: Path) -> dict:
     """One record.
 
     Raises:
-        RecordError: damaged, or written by another version.
+        RecordError: damaged, edited, or written by another version.
     """
     try:
         record = json.loads(file.read_text())
         known = record["schema"] == SCHEMA
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        edited = record["run"].get("sha256", _digest(record)) != _digest(record)  # early ones have none
+    except (AttributeError, OSError, ValueError, KeyError, TypeError) as error:
         raise RecordError(f"{file} is not a record ({error}): delete it and run the study again") from None
     if not known:
         raise RecordError(f"{file} has schema {record['schema']}, this version reads {SCHEMA}")
+    if edited:
+        raise RecordError(f"{file} was edited after it was written: restore it, or delete it and run the study again")
     return record
 
 
@@ -54,18 +99,18 @@ def load(study: str) -> list[dict]:
     Raises:
         RecordError: there are none, or one is damaged.
     """
-    return load_folder(paths.reports(study) / "records")
+    return load_folder(folder(study))
 
 
-def load_folder(folder: Path) -> list[dict]:
+def load_folder(where: Path) -> list[dict]:
     """The same for any folder of records.
 
     Where a longer profile has begun to replace a quicker one, only the longer one's records count:
     a mean over both would mean nothing.
     """
-    found = [read(file) for file in sorted(folder.glob("*.json"))]
+    found = [read(file) for file in sorted(where.glob("*.json"))]
     if not found:
-        raise RecordError(f"no records in {folder}: run 'make reproduce' first")
+        raise RecordError(f"no records in {where}: run 'make reproduce' first")
     longest = max((r["profile"] for r in found), key=list(PROFILES).index)
     found = [r for r in found if r["profile"] == longest]
     return sorted(found, key=lambda r: (r["order"], r["experiment"], r["seed"]))

@@ -13,7 +13,7 @@ import nbformat
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from kwslib import paths, published, records
+from kwslib import paths, provenance, published, records
 from kwslib.config import PROFILES
 
 APPENDICES = {"augmentation_and_transfer": "appendix", "distillation_grid": "grid"}  # notebook -> variant of the study
@@ -266,15 +266,21 @@ def write(study: str) -> Path:
     Raises:
         RecordError: there are no records, or one is damaged.
     """
-    found = records.load(study)
     folder = paths.reports(study)
-    table = records.results(found)
+    table = records.results(records.load(study))
     paths.write_atomically(folder / "results.csv", table.to_csv(index=False))
+    paths.write_atomically(folder / "index.html", render(study, folder))
+    return folder / "index.html"
+
+
+def render(study: str, folder: Path) -> str:
+    """The page of a study, from the records, figures and notebooks in its folder and nothing else."""
+    found = records.load_folder(folder / "records")
     summary, points = records.summary(found), records.streams(found)
     template = Environment(
         loader=PackageLoader("kwslib", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     ).get_template("report.html.j2")
-    page = template.render(
+    return template.render(
         study=study,
         first=found[0],
         n_records=len(found),
@@ -297,11 +303,11 @@ def write(study: str) -> Path:
             if name == "06_plots" or (folder / "notebooks" / f"{name}.html").exists()
         ],
         command=command(found[0], int(summary["seeds"].max())),
+        origin=provenance.table(found).to_html(header=False, border=0, escape=True),
+        failures=records.failures(folder),
         area=area,
         times=times,
     )
-    paths.write_atomically(folder / "index.html", page)
-    return folder / "index.html"
 
 
 def command(record: dict, n_seeds: int) -> str:
@@ -410,7 +416,7 @@ def publish(study: str) -> None:
     """
     source, target = paths.reports(study), paths.reports(f"reference/{study}")
     found = records.load(study)  # complains when there is nothing to publish
-    needed = [source / name for name in ("results.csv", "index.html", "figures")]
+    needed = [source / name for name in ("results.csv", "figures")]
     needed += [source / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
     needed += [paths.checkpoints(study) / r["checkpoint"]["file"] for r in found]
     missing = [str(path) for path in needed if not path.exists()]
@@ -420,8 +426,7 @@ def publish(study: str) -> None:
         shutil.rmtree(old, ignore_errors=True)
     for part in ("records", "figures"):
         shutil.copytree(source / part, target / part)
-    for file in ("results.csv", "index.html"):
-        shutil.copy(source / file, target / file)
+    shutil.copy(source / "results.csv", target / "results.csv")
     if (source / "sweep.csv").exists():
         shutil.copy(source / "sweep.csv", target / "sweep.csv")
     executed_ones = sorted((source / "notebooks").glob("0*.ipynb"))
@@ -437,6 +442,7 @@ def publish(study: str) -> None:
         copy = target / "notebooks" / executed.name
         paths.write_atomically(copy, nbformat.writes(notebook))
         notebook_html(copy)
+    paths.write_atomically(target / "index.html", render(study, target))
     shutil.copytree(
         paths.checkpoints(study),
         paths.checkpoints(f"reference/{study}"),

@@ -17,6 +17,7 @@ from kwslib.augment import FRAME, Augmentation, loud_frames, speech_power, vary
 from kwslib.config import CLIP_SAMPLES, FeatureConfig, identity
 from kwslib.corpora import Corpus
 from kwslib.features import LogMel, from_int16, n_frames, new_array, one_thread
+from kwslib.processes import made_once
 from kwslib.synthesis import coloured_noise
 
 COLOURS = {"white": 0.0, "pink": 0.5, "brown": 1.0}  # amplitude falls with this power of the frequency
@@ -94,17 +95,18 @@ def bank(
         VERSION, augment.VERSION, corpus.fingerprint, rows.tolist(), is_keyword.tolist(), n, recipe, words, features
     )
     path, labels = corpus.folder / f"sequences-{key}.npy", corpus.folder / f"sequences-{key}-labels.npy"
-    if not path.exists():
-        shape = (n, features.n_mels, recipe.clips * FRAMES + 1)
-        # The labels get their name first: where there are pieces, there are labels.
-        with new_array(path, np.float16, shape) as out, new_array(labels, np.int8, (n, recipe.clips)) as said:
-            blocks = [slice(start, start + BLOCK) for start in range(0, n, BLOCK)]
-            work = Parallel(n_jobs=min(cpu_count(), len(blocks)), return_as="generator_unordered")(
-                delayed(_block)(corpus, rows, is_keyword, block.start, recipe, words, out[block], said[block])
-                for block in blocks
-            )
-            for _ in tqdm(work, desc="pieces of stream", total=len(blocks), unit="block"):
-                pass
+    with made_once(path) as missing:
+        if missing:
+            shape = (n, features.n_mels, recipe.clips * FRAMES + 1)
+            # The labels get their name first: where there are pieces, there are labels.
+            with new_array(path, np.float16, shape) as out, new_array(labels, np.int8, (n, recipe.clips)) as said:
+                blocks = [slice(start, start + BLOCK) for start in range(0, n, BLOCK)]
+                work = Parallel(n_jobs=min(cpu_count(), len(blocks)), return_as="generator_unordered")(
+                    delayed(_block)(corpus, rows, is_keyword, block.start, recipe, words, out[block], said[block])
+                    for block in blocks
+                )
+                for _ in tqdm(work, desc="pieces of stream", total=len(blocks), unit="block"):
+                    pass
     return np.load(path, mmap_mode="r"), np.load(labels)
 
 

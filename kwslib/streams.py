@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock
 from joblib import Parallel, cpu_count, delayed
 from torch import nn
 from tqdm.auto import tqdm
@@ -25,6 +24,7 @@ from kwslib.corpora import Corpus
 from kwslib.features import LogMel, from_int16, n_frames, new_array, one_thread
 from kwslib.metrics import TOLERANCE_S, count_events
 from kwslib.models import keyword_score, step_logits
+from kwslib.processes import made_once
 from kwslib.quantize import INT8
 from kwslib.sequences import COLOURS, noise
 from kwslib.stream import Track, events
@@ -227,8 +227,8 @@ def prepare(corpus: Corpus, rows: Sequence[int], keyword: str, spec: StreamSpec)
     heard = replace(spec, name="", fa_per_h=None)  # these change no sample
     key = identity(VERSION, corpus.fingerprint, rows.tolist(), keyword, heard)
     path, about = corpus.folder / f"stream-{key}.npy", corpus.folder / f"stream-{key}.json"
-    with FileLock(corpus.folder / f"stream-{key}.lock"):
-        if not path.exists():
+    with made_once(path) as missing:
+        if missing:
             _prepare(corpus, rows, keyword, spec, path, about)
     described, logmels = json.loads(about.read_text()), np.load(path, mmap_mode="r")
     keywords_s = [[(start, end) for start, end in track] for track in described["keywords_s"]]

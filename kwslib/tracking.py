@@ -54,7 +54,9 @@ def mirror(study: str, logs: list[Path], time_limit_s: float = TIME_LIMIT_S) -> 
     command = [sys.executable, "-m", "kwslib.tracking", study, str(folder), *map(str, logs)]
     environment = {**os.environ, "WANDB_MODE": mode, "WANDB_SILENT": "true", "WANDB_CONSOLE": "off"}
     try:
-        subprocess.run(command, env=environment, timeout=time_limit_s, check=True, capture_output=True, cwd=paths.ROOT)
+        # Without a key wandb would ask for one: nobody is there to answer.
+        quiet = {"capture_output": True, "stdin": subprocess.DEVNULL}
+        subprocess.run(command, env=environment, timeout=time_limit_s, check=True, cwd=paths.ROOT, **quiet)
         return True
     except subprocess.TimeoutExpired:
         reason = f"no answer within {time_limit_s:g} s"

@@ -24,11 +24,9 @@ def home(tmp_path, monkeypatch) -> Path:
     return tmp_path / "home"
 
 
-@pytest.fixture
-def folder(tmp_path) -> Path:
+def write_tones(root: Path) -> Path:
     """A folder corpus: 3 words x 12 speakers x 2 takes, WAV and FLAC, and a background recording."""
     rng = np.random.default_rng(0)
-    root = tmp_path / "tones"
     (root / "_background_noise_").mkdir(parents=True)
     soundfile.write(root / "_background_noise_" / "hiss.wav", rng.uniform(-0.1, 0.1, 3 * SAMPLE_RATE), SAMPLE_RATE)
     for word, frequency in WORDS.items():
@@ -39,3 +37,9 @@ def folder(tmp_path) -> Path:
                 suffix = "flac" if take else "wav"
                 soundfile.write(root / word / f"s{speaker:02d}_nohash_{take}.{suffix}", samples, SAMPLE_RATE)
     return root
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """The folder corpus of ``write_tones``, new for every test."""
+    return write_tones(tmp_path / "tones")

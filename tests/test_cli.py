@@ -129,8 +129,8 @@ def test_export_to_each_format(trained, tmp_path, capsys):
         (["evaluate", "--checkpoint", "GOOD", "--corpus", "FOLDER", "--keyword", "xyz"], "'xyz' is not in"),
         (["evaluate", "--checkpoint", "PLAIN", "--corpus", "FOLDER"], "does not say its keyword"),
         (["corpus", "none"], "no corpus at"),
-        (["study", "--profile", "fast"], "unknown profile 'fast'"),
-        (["study", "--corpus", "/none"], "no corpus at /none"),
+        (["reproduce", "--profile", "fast"], "unknown profile 'fast'"),
+        (["reproduce", "--corpus", "/none"], "no corpus at /none"),
         (["table", "nothing"], "no records in"),
     ],
 )

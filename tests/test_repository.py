@@ -8,6 +8,7 @@ import tomllib
 
 import nbformat
 import papermill
+import prove
 import pytest
 
 from kwslib import paths, records, report
@@ -16,20 +17,20 @@ ROOT = paths.ROOT
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 APPENDICES = [ROOT / "notebooks" / "appendix" / f"{name}.ipynb" for name in report.APPENDICES]
 ROOMS = {
-    0: "paths config records tracking synthesis plots report published",
+    0: "paths processes provenance config records tracking synthesis plots report published",
     1: "speech_commands corpora splits features augment sequences models architectures losses metrics cost",
     2: "train quantize checkpoints prune",
     3: "stream streams decide sphinx export listen",
-    4: "study verify experiments sweep",
+    4: "study verify experiments sweep reproduce",
     5: "cli",
 }
 FLOOR = {room: floor for floor, rooms in ROOMS.items() for room in rooms.split()}
 # Inside a floor some rooms build on others; from left to right.
 ORDER = (
-    "paths config published records synthesis tracking plots report "
+    "paths processes provenance config published records synthesis tracking plots report "
     "speech_commands corpora splits features models architectures metrics augment sequences losses cost "
     "train quantize checkpoints prune "
-    "stream streams decide sphinx export study verify experiments sweep"
+    "stream streams decide sphinx export study verify experiments sweep reproduce"
 )
 
 
@@ -113,7 +114,9 @@ def test_pyproject_environment_and_lock_agree():
 
 
 def test_every_make_target_of_the_readme_exists():
-    named = set(re.findall(r"\bmake ([a-z-]+)", (ROOT / "README.md").read_text()))
+    pages = (ROOT / "README.md").read_text() + (ROOT / "REPRODUCING.md").read_text()
+    named = set(re.findall(r"`make ([a-z-]+)|^make ([a-z-]+)", pages, flags=re.MULTILINE))
+    named = {first or second for first, second in named}
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert {"reproduce", "test", "help"} <= named <= targets
 
@@ -129,6 +132,36 @@ def test_readme_numbers_equal_the_reference_records():
         assert len(table) == len((folder / "results.csv").read_text().splitlines()) - 1 > 0
         assert all((ROOT / "checkpoints" / "reference" / study / f"{e}-seed{s}.pt").exists()
                    for e, s in zip(table["experiment"], table["seed"], strict=True))  # fmt: skip
+
+
+@pytest.mark.parametrize("folder", sorted((ROOT / "reports" / "reference").glob("*-*")), ids=lambda p: p.name)
+def test_published_pages_are_what_their_records_say(folder):
+    assert report.render(folder.name, folder) == (folder / "index.html").read_text()
+    fresh = records.results(records.load_folder(folder / "records")).to_csv(index=False)
+    assert fresh == (folder / "results.csv").read_text()
+
+
+def test_the_figures_of_reproducing_are_those_that_were_measured():
+    page = (ROOT / "REPRODUCING.md").read_text()
+    assert prove.filled(page) == page
+    assert set(re.findall(r"<!-- proof: (\w+) -->", page)) == set(prove.PARTS)
+    faults = prove.read("faults")
+    assert {case["outcome"][0] for case in faults["cases"]} <= {"passed", "skipped"}
+    for case in faults["cases"]:
+        assert f"def {case['test']}(" in (ROOT / "tests" / f"{case['file']}.py").read_text()
+
+
+def test_tracked_files_hold_no_keys_and_addresses():
+    secret = re.compile(
+        r"(-----BEGIN|\bAKIA[0-9A-Z]{16}|\bgh[pousr]_\w{20}|WANDB_API_KEY\s*[=:]\s*['\"]?\w"
+        r"|[\w.]+@(?!pytest)[\w-]+\.(com|org|net|de)\b)"
+    )
+    address = re.compile(r"\b(?!127\.0\.0\.1\b|0\.0\.0\.0\b)\d{1,3}(\.\d{1,3}){3}\b(?!\.)")
+    for name in tracked():
+        if name.endswith((".py", ".md", ".toml", ".yml", ".ipynb", ".cff", ".lock")) or name == "Makefile":
+            text = (ROOT / name).read_text()
+            assert not secret.search(text) or name.endswith("test_repository.py"), name
+            assert name.endswith((".lock", ".ipynb")) or not address.search(text), name
 
 
 def test_tracked_files_hold_no_machine_paths_or_recordings():

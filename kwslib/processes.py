@@ -1,0 +1,104 @@
+"""Several processes and one disk: one run per study, a file made once, no helper that outlives its run.
+
+All locks are the operating system's. It lets go of them when a process ends, however it ends, so a lock
+file that a killed run left behind holds nothing.
+"""
+
+import functools
+import json
+import os
+import platform
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from kwslib import paths
+
+PATIENCE_S = 5.0  # what a killed run's kernel and helpers may take to notice
+
+
+class Busy(RuntimeError):
+    """Another process is at work there; the message says which and what to do."""
+
+
+@contextmanager
+def only_one(folder: Path, what: str, patience_s: float = PATIENCE_S) -> Iterator[None]:
+    """Hold ``folder`` for one kind of work by this process; a second process is told who holds it.
+
+    Raises:
+        Busy: another process holds it, and still does after ``patience_s``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(folder / f".{what}.lock"), folder / f".{what}.json"
+    try:
+        lock.acquire(timeout=patience_s)
+    except Timeout:
+        raise Busy(f"{folder} is in use by {_who(holder)}: wait until it is done, or stop it") from None
+    try:
+        since = datetime.now().isoformat(sep=" ", timespec="seconds")
+        paths.write_json(holder, {"process": os.getpid(), "machine": platform.node(), "since": since, "work": what})
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _who(holder: Path) -> str:
+    try:
+        row = json.loads(holder.read_text())
+        return f"process {row['process']} on {row['machine']} ({row['work']}, since {row['since']})"
+    except (OSError, ValueError, KeyError, TypeError):  # it has just begun, or is just ending
+        return "another process"
+
+
+@contextmanager
+def made_once(path: Path) -> Iterator[bool]:
+    """Whether this process has to make the file ``path``; a second one that wants it waits and finds it done."""
+    if path.exists():
+        yield False
+        return
+    with FileLock(path.with_name(path.name + ".lock")):
+        remove_left_behind(path.parent, f"{path.name}.*")
+        yield not path.exists()
+
+
+def remove_left_behind(folder: Path, name: str = "*") -> None:
+    """Remove temporary files and folders of killed processes; only for who holds the lock under which they are made."""
+    for left in folder.glob(f"{name}.tmp"):
+        shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+@functools.cache
+def end_with(parent: int) -> None:
+    """Let this process end soon after the one that started it, however that ended; nothing for that one itself.
+
+    A worker that survives its run would write into a study that the next run believes to be its own.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    if os.getpid() != parent:
+        threading.Thread(target=watch, name="end with parent", daemon=True).start()
+
+
+def _module() -> None:
+    """``python -m kwslib.processes MODULE ARGUMENTS``: run a module that ends with the process that started it."""
+    import runpy
+
+    end_with(os.getppid())
+    del sys.argv[0]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    _module()

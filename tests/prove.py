@@ -1,0 +1,251 @@
+"""The figures of ``REPRODUCING.md``, measured anew: ``make prove`` (an hour on 2 cores; any part alone is quicker).
+
+    python tests/prove.py [kills] [faults] [processors] [small] [published]
+
+``kills``: 50 times ``kill -9`` during a small study and 10 times during ``make reproduce PROFILE=smoke``.
+``faults``: the tests of ``test_faults.py`` and the fuzzing of hostile files.
+``processors``: the published files scored, and the baseline trained, with narrower vector units.
+``small``: the baseline trained on one core with 4 GB of memory, where the system lets us limit it (Linux, root).
+``published``: this checkout's own records and files against the published ones.
+
+Each leaves ``reports/reference/proofs/<name>.json``; the text is made from those alone.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).resolve().parents[1]
+PROOFS = ROOT / "reports" / "reference" / "proofs"
+PAGE = ROOT / "REPRODUCING.md"
+# What ATEN_CPU_CAPABILITY can be set to, and which of numpy's kernels to leave out beside.
+LEVELS = {
+    "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR"},
+    "no AVX": {"ATEN_CPU_CAPABILITY": "default", "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR X86_V3"},
+}
+
+
+def written(name: str, found: dict) -> None:
+    sys.path.insert(0, str(ROOT))
+    from kwslib import paths, provenance
+
+    code = provenance.of_run()
+    machine = {key: code[key] for key in ("commit", "cpu", "cpu_features", "cores", "memory_gb", "torch", "system")}
+    paths.write_json(PROOFS / f"{name}.json", {**found, "machine": machine})
+
+
+def shell(*command: str, check: bool = True, **environment: str) -> str:
+    variables = {**os.environ, "WANDB_MODE": "disabled", "PYTHONPATH": str(ROOT), **environment}
+    done = subprocess.run(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, text=True)
+    if check and done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}")
+    return done.stdout
+
+
+def kills() -> None:
+    found = {}
+    for kind, options in (("small study", ["--kills", "50"]), ("make reproduce", ["--kills", "10", "--make"])):
+        found[kind] = json.loads(shell(sys.executable, "tests/kills.py", *options))
+    written("kills", found)
+
+
+def faults() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "junit.xml"
+        files = ["tests/test_faults.py", "tests/test_hostile.py"]
+        shell(sys.executable, "-m", "pytest", "-q", "-m", "", f"--junitxml={out}", *files, check=False)
+        cases = ElementTree.parse(out).getroot().iter("testcase")
+        rows = [
+            {
+                "test": re.sub(r"\[.*", "", case.get("name")),
+                "file": case.get("classname").rpartition(".")[2],
+                "outcome": next(
+                    (child.tag for child in case if child.tag in ("failure", "error", "skipped")), "passed"
+                ),
+            }
+            for case in cases
+        ]
+    written("faults", {"cases": rows})
+
+
+def processors() -> None:
+    found = {}
+    for level, environment in LEVELS.items():
+        with tempfile.TemporaryDirectory() as home:
+            began = time.monotonic()
+            kws = [sys.executable, "-m", "kwslib"]
+            shell(*kws, "reproduce", "--quiet", "--only", "01_split_and_baseline", KWS_HOME=home, **environment)
+            verified = shell(*kws, "verify", "--all", "--json", KWS_HOME=home, check=False, **environment)
+            records = sorted(Path(home).glob("reports/*/records/*.json"))
+            areas = [json.loads(file.read_text())["metrics"]["au_fa_fr"] for file in records]
+            found[level] = {**json.loads(verified), "baseline_au_fa_fr": areas, "s": round(time.monotonic() - began)}
+    reference = sorted((ROOT / "reports/reference/synthetic-sheila-speaker/records").glob("baseline-seed*.json"))
+    published = [json.loads(file.read_text())["metrics"]["au_fa_fr"] for file in reference]
+    written("processors", {"levels": found, "published_baseline_au_fa_fr": published})
+
+
+def small() -> None:
+    limit = 4 * 1024**3
+    with limited(limit) as join, tempfile.TemporaryDirectory() as home:
+        began = time.monotonic()
+        kws = f"exec taskset -c 0 {sys.executable} -m kwslib"
+        only = "--quiet --only 01_split_and_baseline"
+        shell("sh", "-c", f"{join}; {kws} reproduce {only}", KWS_HOME=home)
+        verified = shell("sh", "-c", f"{join}; {kws} verify --json", KWS_HOME=home, check=False)
+        seconds = round(time.monotonic() - began)
+    written("small", {**json.loads(verified), "memory_limit_bytes": limit, "cores_used": 1, "s": seconds})
+
+
+@contextmanager
+def limited(n_bytes: int):
+    """A shell line that puts its shell, and all that it starts, into a group with so much memory."""
+    for root, file in (
+        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
+        (Path("/sys/fs/cgroup"), "memory.max"),
+    ):
+        group = root / f"kws-{os.getpid()}"
+        try:
+            group.mkdir()
+            (group / file).write_text(str(n_bytes))
+        except OSError:
+            with suppress(OSError):
+                group.rmdir()
+            continue
+        try:
+            yield f"echo $$ > {group}/cgroup.procs"
+        finally:
+            for _ in range(50):  # until the last process has left it
+                with suppress(OSError):
+                    group.rmdir()
+                    break
+                time.sleep(0.2)
+        return
+    raise SystemExit("memory cannot be limited here: it takes Linux and rights to make a control group")
+
+
+def published() -> None:
+    found = json.loads(shell(sys.executable, "-m", "kwslib", "verify", "--all", "--json", check=False))
+    written("published", found)
+
+
+def read(name: str) -> dict | None:
+    file = PROOFS / f"{name}.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def table(head: list[str], rows: list[list]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def on(found: dict) -> str:
+    machine, commit = found["machine"], found["machine"]["commit"]
+    return (
+        f"Measured on {machine['cores']} cores of {machine['cpu']} ({machine['cpu_features']}), commit {commit[:10]}."
+    )
+
+
+def say_kills(found: dict) -> str:
+    rows = [
+        [
+            kind,
+            r["kills"],
+            f"{r['of_the_whole_tree']} / {r['of_one_process']}",
+            ", ".join(f"{stage} {n}" for stage, n in sorted(r["stages"].items())),
+            r["studies"],
+            r["survivors"],
+            f"{r['files_compared'] - len(r['different'])} of {r['files_compared']}",
+        ]
+        for kind, r in found.items()
+        if kind != "machine"
+    ]
+    head = ["what was run", "kills", "all at once / one process", "during", "studies", "helpers left over",
+            "records and files as undisturbed"]  # fmt: skip
+    return table(head, rows) + "\n\n" + on(found)
+
+
+def say_faults(found: dict) -> str:
+    names: dict[tuple, list[str]] = {}
+    for case in found["cases"]:
+        names.setdefault((case["file"], case["test"]), []).extend(case["outcome"])
+    rows = [
+        [test.removeprefix("test_").replace("_", " "), f"`{file}`", len(all_), all_.count("passed")]
+        for (file, test), all_ in names.items()
+    ]
+    return table(["what was tried", "test", "cases", "passed"], rows) + "\n\n" + on(found)
+
+
+def say_processors(found: dict) -> str:
+    def areas(values: list[float]) -> str:
+        return ", ".join(f"{value * 1e5:.2f}" for value in values)
+
+    own = f"published ({found['machine']['cpu_features']})"
+    rows = [[own, areas(found["published_baseline_au_fa_fr"]), "", "", "", ""]]
+    for level, r in found["levels"].items():
+        compared = {row["what"]: row for row in r["compared"]}
+        same = compared["checkpoint"]
+        rows.append(
+            [
+                level,
+                areas(r["baseline_au_fa_fr"]),
+                "the same" if compared["corpus"]["agree"] == compared["corpus"]["compared"] else "another",
+                f"{same['agree']} of {same['compared']}",
+                f"{r['exact']} of {r['files']}",
+                f"{r['largest_difference']:.1g}",
+            ]
+        )
+    head = ["vector units", "baseline trained: AU-FA-FR ×1e5 of its seeds", "corpus", "checkpoints byte for byte",
+            "published files that score exactly as recorded", "largest difference"]  # fmt: skip
+    return table(head, rows) + "\n\n" + on(found)
+
+
+def say_small(found: dict) -> str:
+    same = {row["what"]: row for row in found["compared"]}["checkpoint"]
+    limit_gib = found["memory_limit_bytes"] / 1024**3
+    return (
+        f"The baseline of the default study, {same['compared']} seeds, was made on {found['cores_used']} core with a limit "
+        f"of {limit_gib:.0f} GiB for all processes together, corpus included, in {found['s'] / 60:.0f} minutes: "
+        f"{same['agree']} of {same['compared']} checkpoints are byte for byte the published ones. {on(found)}"
+    )
+
+
+def say_published(found: dict) -> str:
+    rows = [[r["what"], f"{r['agree']} of {r['compared']}", r["tolerance"]] for r in found["compared"]]
+    rows.append(["published files scored again", f"{found['exact']} of {found['files']}", "exactly as recorded"])
+    return table(["what", "agree", "tolerance"], rows) + "\n\n" + on(found)
+
+
+PARTS = {  # how each is measured and said
+    "kills": (kills, say_kills),
+    "faults": (faults, say_faults),
+    "processors": (processors, say_processors),
+    "small": (small, say_small),
+    "published": (published, say_published),
+}
+
+
+def filled(text: str) -> str:
+    """The page with what stands between its ``<!-- proof: NAME -->`` marks made anew from the measured files."""
+
+    def fresh(match: re.Match) -> str:
+        found = read(match[2])
+        return f"{match[1]}\n\n{PARTS[match[2]][1](found)}\n\n{match[3]}" if found else match[0]
+
+    return re.sub(r"(<!-- proof: (\w+) -->).*?(<!-- end -->)", fresh, text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    unknown = set(sys.argv[1:]) - {*PARTS, "text"}
+    if unknown:
+        raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(PARTS)} and text")
+    for part in sys.argv[1:] or PARTS:
+        if part != "text":
+            PARTS[part][0]()
+    PAGE.write_text(filled(PAGE.read_text()))

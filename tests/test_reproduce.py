@@ -1,0 +1,96 @@
+"""One command for a study: what fails, what is said, what can be stopped."""
+
+import os
+import signal
+
+import kills
+import nbformat
+import pytest
+
+from kwslib import paths, records, reproduce
+from kwslib.config import CRNNConfig
+from kwslib.experiments import Experiment, run
+from kwslib.study import open_study
+from kwslib.train import Training
+
+pytestmark = pytest.mark.slow
+BASELINE = Experiment("baseline", CRNNConfig(2, hidden_size=6, gru_num_layers=1), training=Training(epochs=20))
+FINE = "from kwslib.study import open_study; open_study(corpus, keyword, split, profile, seeds)"
+
+
+@pytest.fixture
+def notebooks(tmp_path, monkeypatch):
+    """A function that writes the notebooks of a repository of its own: the code of the second cell of each."""
+    monkeypatch.setenv("PYTHONPATH", str(paths.ROOT))
+    monkeypatch.setattr(paths, "ROOT", tmp_path / "root")
+    folder = paths.ROOT / "notebooks"
+    folder.mkdir(parents=True)
+    (paths.ROOT / "kwslib").mkdir()
+
+    def write(**codes: str) -> None:
+        for name in (*reproduce.STEPS, reproduce.PLOTS):
+            given = nbformat.v4.new_code_cell('corpus = keyword = split = profile = ""\nseeds = 0')
+            given.metadata["tags"] = ["parameters"]
+            cells = [given, nbformat.v4.new_code_cell(codes.get(name[3:5], FINE))]
+            kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+            nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / f"{name}.ipynb")
+
+    return write
+
+
+@pytest.fixture
+def study(folder):
+    opened = open_study(str(folder), "go", "speaker", "smoke", seeds=2)
+    run(opened, [BASELINE])
+    return opened
+
+
+def test_a_notebook_that_fails_stops_neither_the_others_nor_the_report(study, notebooks, capsys):
+    monitored = paths.reports(study.name)
+    notebooks(kd="raise RuntimeError('no such teacher')")
+    records.note_failure(study.name, "lost", 1, "NotANumber: the loss became nan")
+    failed = reproduce.reproduce(study)
+    assert failed == [
+        "03_kd stopped: RuntimeError: no such teacher",
+        "lost, seed 1: NotANumber: the loss became nan",
+    ]
+    done = {file.name for file in (monitored / "notebooks").iterdir()}
+    assert {"05_quant_fp16.html", "06_plots.ipynb", "unfinished_03_kd.ipynb"} <= done and "03_kd.ipynb" not in done
+    log = (monitored / "run.log").read_text()
+    assert "FAILED 03_kd stopped" in log and "05_quant_fp16 took" in log and "commit" in log
+    assert "FAILED lost, seed 1" in capsys.readouterr().out
+
+    notebooks()
+    records.forget_failure(study.name, "lost", 1)
+    assert reproduce.reproduce(study, quiet=True) == []
+    assert capsys.readouterr().out == ""
+    assert not (monitored / "notebooks" / "unfinished_03_kd.ipynb").exists()
+    assert reproduce.reproduce(study) == []
+    assert capsys.readouterr().out.startswith("06_plots ...")  # nothing else was left to do
+
+
+def test_it_is_stopped_by_ctrl_c_and_leaves_nobody_behind(folder, tmp_path):
+    home, log = tmp_path / "home", tmp_path / "log"
+    command = ["python", "-m", "kwslib", "reproduce", "--corpus", str(folder), "--keyword", "go", "--profile", "smoke"]
+    process = kills.started([kills.sys.executable, *command[1:]], home, log)
+    while not list(home.glob("checkpoints/*/*.resume")):
+        kills.time.sleep(0.1)
+        assert process.poll() is None, log.read_text()
+    members = kills.tree(process)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130
+    assert "stopped; what was finished is kept" in log.read_text() and "Traceback" not in log.read_text()
+    assert kills.gone(members) == []
+
+
+def test_time_left_is_known_from_the_published_runs():
+    expected = reproduce.expected_s(open_study())
+    assert len(expected) == 121 * 3 and all(seconds > 0 for seconds in expected.values())
+    assert sum(reproduce.expected_s(open_study(profile_name="smoke")).values()) < sum(expected.values()) / 20
+
+
+def test_kill_minus_nine_changes_no_byte(folder, tmp_path):
+    """A short one; fifty kills, and those of the whole chain, are in ``kills.py``."""
+    found = kills.survive(kills.commands(folder, make=False), tmp_path, kills=6, seed=1)
+    assert found["kills"] == 6 and found["survivors"] == 0
+    assert found["different"] == [] and found["files_compared"] >= 24
