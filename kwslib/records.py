@@ -83,7 +83,7 @@ def read(file: Path) -> dict:
     try:
         record = json.loads(file.read_text())
         known = record["schema"] == SCHEMA
-        edited = record["run"].get("sha256", _digest(record)) != _digest(record)  # early ones have none
+        edited = known and record["run"].get("sha256", _digest(record)) != _digest(record)  # early ones have none
     except (AttributeError, OSError, ValueError, KeyError, TypeError) as error:
         raise RecordError(f"{file} is not a record ({error}): delete it and run the study again") from None
     if not known:

@@ -15,7 +15,7 @@ from joblib import Parallel, cpu_count, delayed
 from optuna.trial import TrialState
 from tqdm.auto import tqdm
 
-from kwslib import augment, cost, features, paths, train
+from kwslib import augment, cost, features, paths, processes, train
 from kwslib.architectures import build
 from kwslib.augment import WITHOUT_MASKS
 from kwslib.config import CRNNConfig, FeatureConfig, identity
@@ -83,9 +83,9 @@ def sweep(
     question = f"{study.name}-{identity(data, augment.VERSION, WITHOUT_MASKS, training, teacher)}"
     database = _database(question, storage)
     jobs = min(cpu_count(), trials)
-    home = str(paths.home())
+    home, parent = str(paths.home()), os.getpid()
     Parallel(n_jobs=jobs)(
-        delayed(_work)(study, question, trials, max_macs, training, storage, teacher, home, worker)
+        delayed(_work)(study, question, trials, max_macs, training, storage, teacher, home, parent, worker)
         for worker in range(jobs)
     )
     return table(study, database)
@@ -107,9 +107,10 @@ def _is_trained(trial: optuna.trial.FrozenTrial) -> bool:
     return trial.state.is_finished() and "best_val_au_fa_fr" in trial.user_attrs
 
 
-def _work(study, question: str, trials: int, max_macs: int, training, storage, teacher, home: str, worker: int) -> None:
+def _work(study, question, trials, max_macs, training, storage, teacher, home: str, parent: int, worker: int) -> None:
     """One process: ask for a proposal, price it, train it, tell how good it was; until there are enough."""
     os.environ["KWS_HOME"] = home
+    processes.end_with(parent)
     torch.set_num_threads(1)
     database = _database(question, storage)
     database.sampler = optuna.samplers.TPESampler(seed=len(database.trials) * 1000 + worker)

@@ -208,11 +208,13 @@ def say_processors(found: dict) -> str:
 
 def say_small(found: dict) -> str:
     same = {row["what"]: row for row in found["compared"]}["checkpoint"]
-    limit_gib = found["memory_limit_bytes"] / 1024**3
+    limit = (
+        f"{found['cores_used']} core with a limit of {found['memory_limit_bytes'] / 1024**3:.0f} GiB for all processes"
+    )
     return (
-        f"The baseline of the default study, {same['compared']} seeds, was made on {found['cores_used']} core with a limit "
-        f"of {limit_gib:.0f} GiB for all processes together, corpus included, in {found['s'] / 60:.0f} minutes: "
-        f"{same['agree']} of {same['compared']} checkpoints are byte for byte the published ones. {on(found)}"
+        f"The baseline of the default study, {same['compared']} seeds, was made on {limit} together, corpus included, "
+        f"in {found['s'] / 60:.0f} minutes: {same['agree']} of {same['compared']} checkpoints are byte for byte the "
+        f"published ones. {on(found)}"
     )
 
 
