@@ -331,7 +331,8 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    study = open_study(options.corpus, options.keyword, options.split, options.profile, options.seeds)
+    to_read = options.only == [reproduce.PLOTS]
+    study = open_study(options.corpus, options.keyword, options.split, options.profile, options.seeds, to_read=to_read)
     if not options.only:
         _ = study.split  # prepares the corpus: whatever is wrong with it is said before any notebook runs
     parameters = {"other": options.other} if options.other else {}
@@ -345,7 +346,7 @@ def _reproduce(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    study = open_study(options.corpus, options.keyword, options.split)
+    study = open_study(options.corpus, options.keyword, options.split, to_read=True)
     found = verify.check(study, None if options.all else (0,))
     if options.json:
         print(json.dumps(found))

@@ -193,6 +193,7 @@ def open_study(
     seeds: int = 0,
     synthesis: SynthesisConfig = SynthesisConfig(),
     variant: str = "",
+    to_read: bool = False,
 ) -> Study:
     """Check the parameters of a run and open its study; the corpus is prepared when first used.
 
@@ -201,6 +202,7 @@ def open_study(
         seeds: runs per experiment; 0 takes the profile's number.
         synthesis: how the synthetic corpus speaks.
         variant: added to the study's name, for a side question that keeps its results apart.
+        to_read: nothing will be run, so results of a larger profile are in no danger.
 
     Raises:
         ValueError: an unknown profile or split, or a negative number of seeds.
@@ -215,7 +217,8 @@ def open_study(
     study = Study(
         str(corpus), keyword, split, chosen, seeds or chosen.seeds, synthesis, paths.slug(variant) if variant else ""
     )
-    _refuse_to_overwrite(study)
+    if not to_read:
+        _refuse_to_overwrite(study)
     return study
 
 

@@ -287,6 +287,7 @@ def test_a_quick_run_does_not_replace_a_long_one(study, folder):
     with pytest.raises(ExperimentError, match="holds results of profile 'standard'"):
         open_study(str(folder), "go", "speaker", "smoke")
     open_study(str(folder), "go", "speaker", "full")
+    open_study(str(folder), "go", "speaker", "smoke", to_read=True)
     records.write(study.name, record | {"keyword": "Go"})
     with pytest.raises(ExperimentError, match="holds results of the keyword 'Go'"):
         open_study(str(folder), "go", "speaker", "smoke")
