@@ -117,7 +117,7 @@ def test_fewer_seeds_of_a_new_recipe_are_not_averaged_with_more_of_an_old_one(st
 
 def test_a_run_that_was_killed_before_it_was_timed_is_timed_not_trained_again(study, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(experiments, "_time", lambda task: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(experiments, "take_time", lambda task: (_ for _ in ()).throw(KeyboardInterrupt))
         run(study, [BASELINE])
     assert json.loads(records.path(study.name, "baseline", 0).read_text())["run"]["latency_ms_per_clip"] is None
     assert "–" in report.display_table(study.results().summary).loc["baseline", "ms per clip"]

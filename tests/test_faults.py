@@ -97,7 +97,7 @@ def test_trainings_that_are_too_many_for_a_gpu_are_tried_one_at_a_time(study, tm
 
 def test_without_a_gpu_the_cpu_is_used(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert experiments._device() == "cpu"
+    assert experiments.device() == "cpu"
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".json", ".kws"])

@@ -21,7 +21,7 @@ ROOMS = {
     1: "speech_commands corpora splits features augment sequences models architectures losses metrics cost",
     2: "train quantize checkpoints prune",
     3: "stream streams decide sphinx export listen",
-    4: "study verify experiments sweep reproduce",
+    4: "recipe study task verify experiments sweep reproduce",
     5: "cli",
 }
 FLOOR = {room: floor for floor, rooms in ROOMS.items() for room in rooms.split()}
@@ -30,7 +30,7 @@ ORDER = (
     "paths processes provenance config published records synthesis tracking plots report "
     "speech_commands corpora splits features models architectures metrics augment sequences losses cost "
     "train quantize checkpoints prune "
-    "stream streams decide sphinx export study verify experiments sweep reproduce"
+    "stream streams decide sphinx export recipe study task verify experiments sweep reproduce"
 )
 
 

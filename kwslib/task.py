@@ -1,0 +1,310 @@
+"""One experiment and seed: train or convert a model, save it, load it again, score it, write the record.
+
+Its identity is a hash of the recipe, the corpus, the split, the seed and what it starts from.
+"""
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from kwslib import (
+    augment,
+    checkpoints,
+    cost,
+    decide,
+    metrics,
+    models,
+    paths,
+    provenance,
+    records,
+    sequences,
+    stream,
+    streams,
+    tracking,
+    train,
+)
+from kwslib.architectures import Ensemble, build
+from kwslib.config import FeatureConfig, describe, identity
+from kwslib.recipe import Experiment
+from kwslib.sequences import Sequences
+from kwslib.study import ExperimentError, Study
+from kwslib.train import Training
+
+
+@dataclass(frozen=True)
+class Task:
+    """One experiment and seed, with everything a worker process needs to know."""
+
+    study: Study
+    experiment: Experiment
+    seed: int
+    order: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.experiment.name}-seed{self.seed}"
+
+    @property
+    def teacher_seeds(self) -> list[int]:
+        """The same seed; for an ensemble all that the teacher was ever trained with."""
+        if not self.experiment.ensemble:
+            return [self.seed]
+        files = self.study.checkpoint(self.experiment.teacher).parent.glob(f"{self.experiment.teacher}-seed*.pt")
+        return sorted(split_label(file.stem)[1] for file in files) or [self.seed]
+
+    @cached_property
+    def identity(self) -> str:
+        training = self.study.sized(self.experiment.training)
+        recipe = {**describe(self.experiment), "name": "", "note": "", "control": "", "training": training}
+        origins = [
+            identity_on_disk(self.study, name, seed) for name in self.experiment.needs for seed in self.teacher_seeds
+        ]
+        profile = self.study.profile
+        trained = (profile.views, augment.VERSION) if self.experiment.trains else ()
+        tuned = [self.study.sized(step.training).epochs for step in self.experiment.tuning_steps]
+        pieces = [sequences.VERSION for step in self.experiment.tuning_steps if hasattr(step, "sequences")]
+        heard = [profile.stream_percent, streams.VERSION, decide.VERSION] if self.experiment.decides else []
+        sizes = (profile.bootstrap, *trained, *tuned, *pieces, *heard)
+        return identity(recipe, self.study.corpus.fingerprint, self.study.split.sha256, self.seed, origins, sizes)
+
+    @property
+    def needed_labels(self) -> set[str]:
+        """Runs that must be finished first: those with the same seed; for an ensemble all of the teacher."""
+        experiment, seeds = self.experiment, range(self.study.seeds) if self.experiment.ensemble else [self.seed]
+        return {f"{name}-seed{seed}" for name in experiment.needs for seed in seeds}
+
+    def is_done(self) -> bool:
+        """Whether record and checkpoint of exactly this recipe are there and belong together."""
+        file = records.path(self.study.name, self.experiment.name, self.seed)
+        checkpoint = self.study.checkpoint(self.experiment.name, self.seed)
+        try:
+            record, sidecar = records.read(file), checkpoints.load(checkpoint)[1]
+            checkpoints.load(checkpoint.with_suffix(checkpoints.COMPACT_SUFFIX))
+        except (records.RecordError, models.CheckpointError):
+            return False
+        same_file = record["checkpoint"]["sha256"] == sidecar.get("sha256")
+        same_file &= all(record[key] == sidecar.get(key) for key in ("model", "features", "keyword", "threshold"))
+        return record["identity"] == self.identity == sidecar.get("identity") and same_file
+
+
+def split_label(label: str) -> tuple[str, int]:
+    """Experiment and seed of a run's label, which is also the name of its files.
+
+    >>> split_label("a1-kd-seed2")
+    ('a1-kd', 2)
+    """
+    name, _, seed = label.rpartition("-seed")
+    return name, int(seed)
+
+
+def identity_on_disk(study: Study, experiment: str, seed: int) -> str:
+    """The identity that a run's checkpoint was saved with.
+
+    Raises:
+        ExperimentError: there is no checkpoint, or its description is damaged.
+    """
+    checkpoint = study.checkpoint(experiment, seed)
+    try:
+        return models.read_sidecar(checkpoint)["identity"]
+    except (models.CheckpointError, KeyError) as error:
+        raise ExperimentError(
+            f"{experiment!r} (seed {seed}) is needed but has no checkpoint in {checkpoint.parent}: "
+            f"run the notebook that defines it first ({error})"
+        ) from None
+
+
+def refresh(task: Task) -> None:
+    """Keep order, control and note of a finished record up to date; they are not part of its identity."""
+    record = records.read(records.path(task.study.name, task.experiment.name, task.seed))
+    fresh = _wording(task)
+    if any(record[key] != value for key, value in fresh.items()):
+        records.write(task.study.name, record | fresh)
+
+
+def _wording(task: Task) -> dict:
+    return {"order": task.order, "control": task.experiment.control, "note": task.experiment.note}
+
+
+def take_time(task: Task) -> None:
+    """Measure the latency of a finished run, now that nothing else is running, into its record.
+
+    Also of one that an interruption left untimed; one that has its figures keeps them.
+    """
+    record = records.read(records.path(task.study.name, task.experiment.name, task.seed))
+    if record["run"].get("latency_ms_per_clip") is not None:
+        return
+    model = task.study.model(task.experiment.name, task.seed)
+    if hasattr(model, "columns"):
+        record["run"]["latency_ms_per_step"] = round(cost.step_latency_ms(stream.StreamingModel(model)), 3)
+    record["run"]["latency_ms_per_clip"] = round(cost.clip_latency_ms(model), 3)
+    records.write(task.study.name, record)
+
+
+def execute(task: Task) -> None:
+    """Train or convert one model, save it, load it again, score it, write the record."""
+    began = time.perf_counter()
+    study, experiment = task.study, task.experiment
+    model, history = _trained(task)
+    config = model.config
+    checkpoint = study.checkpoint(experiment.name, task.seed)
+    described = {
+        "experiment": experiment.name,
+        "seed": task.seed,
+        "identity": task.identity,
+        "study": study.name,
+        "keyword": study.keyword,
+        "features": describe(FeatureConfig()),
+        "model": describe(config),
+        "threshold": study.threshold(model),
+    }
+    sidecar = checkpoints.save(checkpoint, model.cpu(), described)
+    written = study.model(experiment.name, task.seed)  # what is scored is what was written
+    on_streams = {}
+    if experiment.decides:
+        step = experiment.decides.sized(study.profile.stream_percent)
+        val, test = study.streams("val", step.made_on), study.streams("test", step.streams)
+        decision, on_streams["streams"] = decide.measure(written, step, val, test)
+        sidecar = checkpoints.save(checkpoint, model, described | {"decision": dataclasses.asdict(decision)})
+    record = {
+        **described,
+        **_wording(task),
+        "profile": study.profile.name,
+        "precision": sidecar["precision"],
+        "epochs": len(history),
+        "recipe": describe(experiment),
+        "data": _data(study),
+        "cost": {
+            **cost.cost(config),
+            **checkpoints.sizes(written),
+            "checkpoint_bytes": sidecar["checkpoint_bytes"],
+            "compact_bytes": sidecar["compact_bytes"],
+        },
+        "metrics": {**_measure(study, written), **on_streams},
+        "history": {key: [row[key] for row in history] for key in (history[0] if history else {}) if key != "wall_s"},
+        "checkpoint": {"file": checkpoint.name, "sha256": sidecar["sha256"]},
+        "run": {
+            "wall_s": round(time.perf_counter() - began, 1),
+            "latency_ms_per_clip": None,  # measured when the machine is quiet, see _time
+            "latency_ms_per_step": None,
+            "device": device(),
+            **provenance.of_run(),
+        },
+    }
+    records.write(study.name, record)
+    for file in _resume_file(task).parent.glob(f"{task.label}.{task.identity}.*resume"):
+        file.unlink()
+
+
+def _fit(
+    task: Task, model: nn.Module, training: Training, resume: Path, sequences: Sequences | None = None, **options
+) -> None:
+    """Train a model in place with the experiment's losses, teacher and augmentation, on clips or pieces of stream."""
+    study, experiment = task.study, task.experiment
+    teacher = None
+    if experiment.ensemble:
+        teacher = Ensemble([study.model(experiment.teacher, seed) for seed in task.teacher_seeds])
+    elif experiment.teacher:
+        teacher = study.model(experiment.teacher, task.seed)
+    train_rows, val_rows = study.split.train, study.split.val
+    pieces, said = (None, None) if sequences is None else study.pieces(sequences, experiment.augmentation)
+    data = train.Data(
+        bank=study.bank(experiment.augmentation),
+        labels=study.labels[train_rows],
+        val=study.logmels[val_rows],
+        val_labels=study.labels[val_rows],
+        pieces=pieces,
+        said=said,
+    )
+    train.fit(
+        model,
+        data,
+        study.sized(training),
+        experiment.losses,
+        experiment.augmentation,
+        task.seed,
+        teacher=teacher,
+        resume=resume,
+        device=device(),
+        **options,
+    )
+
+
+def _trained(task: Task) -> tuple[nn.Module, list[dict]]:
+    """The model of an experiment, trained or taken from another one, after all its steps; and the history."""
+    study, experiment = task.study, task.experiment
+    log = tracking.CsvLog(tracking.csv_path(study.name, experiment.name, task.seed))
+    history: list[dict] = []
+
+    def keep(row: dict) -> None:
+        history.append({**row, "epoch": len(history) + 1})
+        log(history[-1])
+
+    def tune(model: nn.Module, training: Training, **options) -> None:
+        resume = _resume_file(task).with_suffix(f".{len(history)}.resume")
+        _fit(task, model, training, resume, on_epoch=keep, trained=True, **options)
+
+    try:
+        if experiment.student is None:
+            model = study.model(experiment.start, task.seed)
+        else:
+            torch.manual_seed(task.seed)
+            model = build(experiment.student)
+            _fit(task, model, experiment.training, _resume_file(task), on_epoch=keep)
+        for step in experiment.after:
+            model = step(model.cpu(), tune) if step in experiment.tuning_steps else step(model.cpu())
+    finally:
+        log.close()
+    return model, history
+
+
+def _resume_file(task: Task) -> Path:
+    """The state of an unfinished training; its name holds the identity, so another recipe never resumes it."""
+    return paths.checkpoints(task.study.name) / f"{task.label}.{task.identity}.resume"
+
+
+def device() -> str:
+    """Where models train: a GPU when there is one. Everything is measured on the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _data(study: Study) -> dict:
+    return {
+        "corpus": study.corpus.name,
+        "corpus_fingerprint": study.corpus.fingerprint,
+        "split": study.split.name,
+        "split_sha256": study.split.sha256,
+        "n_train": len(study.split.train),
+        "n_val": len(study.split.val),
+        "n_test": len(study.split.test),
+    }
+
+
+def _measure(study: Study, model: nn.Module) -> dict:
+    """The metrics part of a record: selected on val, reported on test."""
+    val, test = study.split.val, study.split.test
+    on_val = train.score(model, study.logmels[val])
+    on_test = train.score(model, study.logmels[test])
+    is_keyword = study.labels[test] == 1
+    speakers = study.corpus.clips["speaker"].to_numpy()[test]
+    area = metrics.au_fa_fr(on_test, is_keyword)
+    replicates = metrics.bootstrap(on_test, is_keyword, speakers, study.profile.bootstrap)
+    fa, fr, _ = metrics.fa_fr_curve(on_test, is_keyword)
+    corner = np.flatnonzero(np.diff(fr, prepend=np.inf, append=np.inf)[:-1] != 0)  # where a keyword is gained
+    return {
+        "au_fa_fr": area,
+        "au_fa_fr_val": metrics.au_fa_fr(on_val, study.labels[val] == 1),
+        "au_fa_fr_ci95": list(records.interval95(replicates)),
+        "roc_auc": metrics.roc_auc(area, is_keyword),
+        "n_keyword": int(is_keyword.sum()),
+        "n_other": int((~is_keyword).sum()),
+        "n_speakers": len(np.unique(speakers)),
+        "interval_over": metrics.units(speakers, is_keyword),
+        "bootstrap": [float(f"{value:.4g}") for value in replicates],
+        "curve": {"fa": fa[corner].tolist(), "fr": fr[corner].tolist()},
+    }
