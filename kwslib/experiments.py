@@ -30,9 +30,11 @@ GPU_JOBS = 4  # trainings that share one GPU: each takes about half a gigabyte o
 def run(study: Study, experiments: Sequence[Experiment]) -> Results:
     """Run what is not done yet, in parallel over cores, and return all results so far.
 
+    A run that fails is warned of and noted for the report; what the others computed is kept.
+
     Raises:
-        ExperimentError: something an experiment needs is missing, or a run failed. What the
-            other runs computed is kept.
+        ExperimentError: something an experiment needs is missing, or all its seeds failed.
+        Busy: another process runs experiments of this study.
     """
     names = [e.name for e in experiments]
     if len(set(names)) < len(names):
