@@ -18,12 +18,14 @@ from torch.ao.nn.quantized import dynamic
 from kwslib import paths
 from kwslib.architectures import Config, build, config_of
 from kwslib.config import FeatureConfig, describe
+from kwslib.features import n_frames
 from kwslib.models import CheckpointError, on_grid, read_sidecar, read_tensors, tensors_file
 from kwslib.quantize import INT8, PRECISIONS, precision_of
 
 SIDECAR_SCHEMA = 1
 COMPACT = b"KWS1"  # what a compact file begins with
 COMPACT_SUFFIX = ".kws"
+MOST_LAYERS = 100  # of a model that is read; no detector has so many
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -125,15 +127,24 @@ def load(path: Path) -> tuple[nn.Module, dict]:
     if sidecar.get("sha256") != hashlib.sha256(path.read_bytes()).hexdigest():
         raise CheckpointError(f"{path} and {path.with_suffix('.json').name} do not belong together: train it again")
     if sidecar.get("schema") != SIDECAR_SCHEMA:
-        raise CheckpointError(f"{path} has schema {sidecar.get('schema')}, this version reads {SIDECAR_SCHEMA}")
+        raise CheckpointError(
+            f"{path} has schema {str(sidecar.get('schema'))[:40]}, this version reads {SIDECAR_SCHEMA}"
+        )
     try:
-        model = _empty(config_of(sidecar["model"]), sidecar["precision"])
+        config = config_of(sidecar["model"])
+        _check_description(sidecar, config, features_of(sidecar), most=2 * path.stat().st_size)
+        model = _empty(config, sidecar["precision"])
         if set(state) != set(tensors(model)):
-            raise KeyError(f"its weights are {', '.join(sorted(set(state) ^ set(tensors(model))))} off")
+            raise ValueError(f"its weights are {', '.join(sorted(set(state) ^ set(tensors(model))))} off")
         _fill(model, state)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{path} does not fit its description: {error}") from None
+    except Exception as error:  # torch raises a dozen kinds for sizes and weights that make no model
+        raise _unfit(path, error) from None
     return model, sidecar
+
+
+def _unfit(path: Path, error: Exception) -> CheckpointError:
+    reason = str(error).partition("\n")[0][:500] or type(error).__name__
+    return CheckpointError(f"{path} does not fit its description: {reason}")
 
 
 def _empty(config: Config, precision: str) -> nn.Module:
@@ -233,16 +244,16 @@ def _load_compact(path: Path) -> tuple[nn.Module, dict]:
         config, features = config_of(described["model"]), FeatureConfig(**described.get("features", {}))
         _check_description(described, config, features, most=2 * len(body))  # at least 4 bits for each weight
         model = _empty(config, described["precision"])
+        empty = tensors(model)
+        if (needed := sum(map(_n_bytes, empty.values()))) != len(body):
+            raise ValueError(f"its weights take {len(body)} bytes, not {needed}")
         state, at = {}, 0
-        for name, like in tensors(model).items():
+        for name, like in empty.items():
             size = _n_bytes(like)
             state[name], at = _from_raw(body[at : at + size], like), at + size
-        if at != len(body):
-            raise ValueError(f"its weights take {len(body)} bytes, not {at}")
         _fill(model, state)
-    except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path} does not fit its description: {reason}") from None
+    except Exception as error:  # as above
+        raise _unfit(path, error) from None
     return model, {**described, "features": describe(features), "model": describe(config)}
 
 
@@ -252,13 +263,14 @@ def _check_description(described: dict, config: Config, features: FeatureConfig,
         sizes = value if isinstance(value, list | tuple) else [value]
         if any(isinstance(size, int | float) and not 0 <= size <= max(most, features.n_fft) for size in sizes):
             raise ValueError(f"{name} is {value}")
+        if len(sizes) > MOST_LAYERS or name == "gru_num_layers" and value > MOST_LAYERS:
+            raise ValueError(f"{name} says more than {MOST_LAYERS} layers")
     if features != FeatureConfig(n_mels=config.n_mels, framing=features.framing):
         raise ValueError(f"another front end: {features}")
-    if not isinstance(described.get("threshold", 0.0), float | int) or not isinstance(
-        described.get("keyword", ""), str
-    ):
+    threshold, keyword, decision = (described.get(name) for name in ("threshold", "keyword", "decision"))
+    if not isinstance(threshold, float | int | None) or not isinstance(keyword, str | None):
         raise ValueError("its threshold is no number or its keyword no text")
-    if not isinstance(described.get("decision", {}), dict):
+    if not isinstance(decision, dict | None):
         raise ValueError("its decision is no object")
     with torch.device("meta"):  # takes no memory
         promised = sum(p.numel() for p in build(config).parameters())
@@ -267,7 +279,7 @@ def _check_description(described: dict, config: Config, features: FeatureConfig,
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put saved tensors into a freshly built model of the same precision."""
+    """Put saved tensors into a freshly built model of the same precision, and let it read a second of anything."""
     if getattr(model, "weight_bits", 0):
         state = _unpacked(state, model)
     for prefix, module in model.named_modules():
@@ -280,3 +292,7 @@ def _fill(model: nn.Module, state: dict[str, Tensor]) -> None:
             module.set_weight_bias(own["weight"], own["bias"])
         elif own:
             module.load_state_dict(own)
+    with torch.no_grad():
+        second = torch.zeros(1, model.config.n_mels, n_frames(FeatureConfig()), dtype=next(model.parameters()).dtype)
+        if model(second).shape != (1, 2):
+            raise ValueError("it does not tell a keyword from the rest")

@@ -32,6 +32,9 @@ AUDIO |= {".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".3gp"}
 NAMES = ("synthetic", *speech_commands.ARCHIVES)  # what is not a folder
 NOISE_FOLDER = "_background_noise_"
 UNUSABLE_LIMIT = 0.05  # a larger share of files that cannot be read stops the preparation
+RATES_HZ = (1_000, 384_000)  # of recordings
+READ_SAMPLES = 1_000_000  # of all channels, at a time
+SAMPLES_PER_BYTE = 100  # speech packs to a byte for 50 at most, but a few bytes may stand for years of silence
 VERSION = 2  # raise it when the same recordings would be prepared differently
 
 
@@ -115,10 +118,19 @@ def load(
         raise CorpusError("the keyword is empty: give a word, for example KEYWORD=sheila")
     if corpus == "synthetic":
         return _synthetic(keyword or "sheila", profile(profile_name).synthetic_speakers, synthesis_config)
-    root = speech_commands.folder(corpus) if corpus in speech_commands.ARCHIVES else paths.corpus_folder(corpus)
-    if not root.is_dir():
-        raise CorpusError(f"no corpus at {root}: give {', '.join(NAMES)}, or a folder <root>/<word>/*.wav")
+    root = speech_commands.folder(corpus) if corpus in speech_commands.ARCHIVES else _folder(corpus)
     return _from_folder(root, keyword)
+
+
+def _folder(corpus: str) -> Path:
+    try:
+        root = paths.corpus_folder(corpus)
+        if root.is_dir():
+            return root
+        reason = f"no corpus at {root}"
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL in it, nobody's home, a circle of links
+        reason = f"{corpus[:80]!r} cannot be a folder ({error})"
+    raise CorpusError(f"{reason}: give {', '.join(NAMES)}, or a folder <root>/<word>/*.wav")
 
 
 def clean_keyword(corpus: str, keyword: str) -> str:
@@ -238,26 +250,41 @@ def read_clip(path: Path) -> np.ndarray:
     """Audio of any length and rate as float32 mono at 16 kHz, (samples,).
 
     Raises:
-        CorpusError: unreadable, cut off, empty, or all zeros.
+        CorpusError: unreadable, cut off, empty, all zeros, or of a rate or length that no recording has.
     """
     try:
         with soundfile.SoundFile(path) as file:
             promised, rate, remarks = file.frames, file.samplerate, file.extra_info
-            samples = file.read(dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError, ValueError) as error:
+            if not RATES_HZ[0] <= rate <= RATES_HZ[1]:
+                raise CorpusError(f"{path} has a sample rate of {rate} Hz: 8000 to 192000 are usual")
+            mono = _mono(path, file)
+    except CorpusError:
+        raise
+    except (soundfile.SoundFileError, OSError, ValueError, TypeError) as error:
         raise CorpusError(f"cannot read {path}: {error} Convert it to WAV or FLAC if it plays elsewhere.") from None
-    if len(samples) < promised or _promised_more(remarks):
-        raise CorpusError(f"{path} is cut off: its header promises more than the {len(samples)} samples there are")
-    if len(samples) == 0:
+    if len(mono) < promised or _promised_more(remarks):
+        raise CorpusError(f"{path} is cut off: its header promises more than the {len(mono)} samples there are")
+    if len(mono) == 0:
         raise CorpusError(f"{path} holds no samples")
-    if not np.isfinite(samples).all():
-        raise CorpusError(f"{path} holds samples that are not numbers")
-    mono = samples.mean(axis=1)
     if not mono.any():
         raise CorpusError(f"{path} is silent: every sample is zero")
     if rate != SAMPLE_RATE:
         mono = signal.resample_poly(mono, SAMPLE_RATE, rate).astype(np.float32)
     return mono
+
+
+def _mono(path: Path, file: soundfile.SoundFile) -> np.ndarray:
+    """All there is in an open file, whatever its header promises: the mean of its channels, float32 (samples,)."""
+    pieces, n_samples = [np.zeros(0, np.float32)], 0
+    most = 10_000_000 + SAMPLES_PER_BYTE * path.stat().st_size
+    while len(piece := file.read(READ_SAMPLES // file.channels + 1, dtype="float32", always_2d=True)):
+        if not (np.abs(piece) < 1e30).all():
+            raise CorpusError(f"{path} holds samples that are not numbers, or far too large")
+        pieces.append(piece.mean(axis=1))
+        n_samples += len(piece)
+        if n_samples > most:
+            raise CorpusError(f"{path} unpacks to more than {most:,} samples: no recording is so long in so few bytes")
+    return np.concatenate(pieces)
 
 
 def _promised_more(remarks: str) -> bool:

@@ -147,7 +147,7 @@ def decision_of(sidecar: dict) -> Decision | None:
         return None
     try:
         decision = Decision(**described)
-        numbers = [value for value in described.values() if value is not None]
+        numbers = [n for name, n in described.items() if n is not None or name not in ("fa_per_h", "hours")]
         fits = all(isinstance(n, int | float) and not isinstance(n, bool) and abs(n) < 1e30 for n in numbers)
         fits = fits and decision.scale > 0 and decision.refractory_s >= 0 and 1 <= decision.smoothing_steps <= 1000
     except (TypeError, ValueError):

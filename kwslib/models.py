@@ -9,6 +9,7 @@ import io
 import json
 import pickle
 import warnings
+import zipfile
 from collections.abc import Container
 from pathlib import Path
 from typing import NamedTuple
@@ -217,7 +218,7 @@ def read_sidecar(path: Path) -> dict:
         raise CheckpointError(f"no checkpoint at {path}: train it first, or check the name")
     try:
         described = json.loads(sidecar.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} needs its description {sidecar.name} beside it: {error}") from None
     if not isinstance(described, dict) or not {"features", "model", "precision"} <= set(described):
         raise CheckpointError(f"{sidecar} does not describe a checkpoint of this project: train it again")
@@ -237,9 +238,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """A state dict from a file, tensors only, never code.
 
     Raises:
-        CheckpointError: missing, truncated, or holding anything but a dict of tensors.
+        CheckpointError: missing, truncated, holding anything but a dict of tensors, or claiming more than it holds.
     """
     try:
+        _refuse_to_grow(path)
         with warnings.catch_warnings():  # torch's own reader of quantized tensors warns about itself
             warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -254,7 +256,28 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is not a checkpoint of this project: {reason}") from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not the weights of a model")
+    _check_stored(path, state)
     return state
+
+
+def _refuse_to_grow(path: Path) -> None:
+    """torch stores weights as they are; a file that unpacks to more than it is would fill the memory."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            n_bytes = sum(part.file_size for part in archive.infolist())
+        if n_bytes > path.stat().st_size:
+            raise ValueError(f"its parts are larger than the file, {n_bytes / 1e6:,.1f} MB, and are not unpacked")
+
+
+def _check_stored(path: Path, state: dict) -> None:
+    """A tensor may repeat one number without end, or say its shape alone: nothing is to be computed from such."""
+    if not all(isinstance(name, str) for name in state):
+        raise CheckpointError(f"{path} is not a plain state dict: its weights have no names")
+    for name, t in state.items():
+        if isinstance(t, Tensor):
+            stored = t.layout == torch.strided and t.device.type == "cpu"
+            if not stored or t.numel() * t.element_size() > path.stat().st_size:
+                raise CheckpointError(f"{path}: {name} has the shape {tuple(t.shape)}, which the file does not hold")
 
 
 def load_published(path: Path, mel_stride: int | None = None, frame_stride: int = 8) -> CRNN:
@@ -275,10 +298,11 @@ def load_published(path: Path, mel_stride: int | None = None, frame_stride: int 
     state = read_tensors(path)
     for wrapper in ("state_dict", "model_state_dict", "model"):
         state = state[wrapper] if isinstance(state.get(wrapper), dict) else state
+    _check_stored(path, state)
     state = {name: t for name, t in state.items() if name.rpartition(".")[2] not in ("total_ops", "total_params")}
     if not state or not all(isinstance(t, Tensor) for t in state.values()):
         raise CheckpointError(f"{path} is not a plain state dict: it holds {', '.join(map(str, list(state)[:5]))}")
-    if any(t.is_quantized or not t.is_floating_point() for t in state.values()):
+    if any(t.is_quantized or not t.is_floating_point() or t.element_size() == 1 for t in state.values()):
         raise CheckpointError(
             f"{path} holds integer weights: only fp32 and fp16 state dicts can be read without a JSON"
         )
@@ -286,9 +310,11 @@ def load_published(path: Path, mel_stride: int | None = None, frame_stride: int 
     if bad:
         raise CheckpointError(f"{path}: {', '.join(bad)} hold values that are not numbers")
     try:
-        model = CRNN(_config_of_shapes({name: tuple(t.shape) for name, t in state.items()}, mel_stride, frame_stride))
-        model.load_state_dict(state)
-    except (KeyError, IndexError, ValueError, RuntimeError) as error:
+        config = _config_of_shapes({name: tuple(t.shape) for name, t in state.items()}, mel_stride, frame_stride)
+        with torch.device("meta"):  # takes no memory, whatever the shapes say
+            model = CRNN(config)
+        model.load_state_dict(state, assign=True)
+    except (LookupError, ValueError, ArithmeticError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path} is not a CRNN with the names of the reports: {reason}") from None
     return model.to(state["conv.0.weight"].dtype).eval()

@@ -4,14 +4,16 @@ Outputs go to the repository, whatever directory a kernel was started in; set ``
 keep a run's data, splits, checkpoints and reports elsewhere (the tests do).
 """
 
+import hashlib
 import json
 import os
 import re
 import shutil
 import uuid
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).resolve().parents[1]
+MOST_BYTES = 80  # of a slug: a study's name has up to four, and no system takes more than 255
 
 
 def home() -> Path:
@@ -23,12 +25,16 @@ def home() -> Path:
 
 
 def slug(name: str) -> str:
-    """A name that is safe as a folder name on every system.
+    """A name that is safe as a folder name on every system; of a long one the beginning and a digest.
 
-    >>> slug("Zoom in!"), slug("arabic-speech-commands")
-    ('zoom-in', 'arabic-speech-commands')
+    >>> slug("Zoom in!"), slug("arabic-speech-commands"), slug("../con")
+    ('zoom-in', 'arabic-speech-commands', 'con-')
     """
-    return re.sub(r"[^\w.-]+", "-", name.strip().lower()).strip("-.") or "unnamed"
+    safe = re.sub(r"[^\w.-]+", "-", name.strip().lower()).strip("-.") or "unnamed"
+    if len(safe.encode()) > MOST_BYTES:
+        begin = safe.encode()[: MOST_BYTES - 9].decode(errors="ignore")
+        safe = f"{begin}-{hashlib.sha256(safe.encode()).hexdigest()[:8]}"
+    return re.sub(r"^(con|prn|aux|nul|com\d|lpt\d)(?=\.|$)", r"\1-", safe)  # devices of Windows
 
 
 def study_name(corpus: str, keyword: str, split: str) -> str:
@@ -45,6 +51,18 @@ def study_name(corpus: str, keyword: str, split: str) -> str:
 def corpus_folder(corpus: str) -> Path:
     """The folder a corpus argument means; relative ones start at the repository's root."""
     return (ROOT / Path(corpus).expanduser()).resolve()
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A folder or file of that name in one of a run's folders, never elsewhere.
+
+    Raises:
+        ValueError: the name leads out of it, or nowhere.
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name or "\\" in name:
+        raise ValueError(f"{name!r} is no name in {folder}: give one like synthetic-sheila-speaker")
+    return folder / path
 
 
 def data() -> Path:
@@ -64,17 +82,17 @@ def stream_spec(name: str) -> Path:
 
 def split_csv(corpus_name: str, split: str) -> Path:
     """The recorded split of a corpus."""
-    return home() / "data_splits" / corpus_name / f"{split}.csv"
+    return _inside(home() / "data_splits", f"{corpus_name}/{split}.csv")
 
 
 def checkpoints(study: str) -> Path:
     """Trained models of a study."""
-    return home() / "checkpoints" / study
+    return _inside(home() / "checkpoints", study)
 
 
 def reports(study: str) -> Path:
     """Records, figures, notebooks and the report of a study."""
-    return home() / "reports" / study
+    return _inside(home() / "reports", study)
 
 
 def require_space(folder: Path, n_bytes: int) -> None:

@@ -16,6 +16,38 @@ from kwslib import paths
 from kwslib.config import PROFILES
 
 SCHEMA = 1
+NUMBER = int | float
+MEASURED = int | float | None  # None or NaN where there was nothing to measure
+POINT = {
+    **dict.fromkeys(("stream", "state"), str),
+    **dict.fromkeys(("keywords", "false_alarms"), int),
+    **dict.fromkeys(("other_hours", "fa_per_h", "most_fa_per_h"), NUMBER),
+    **dict.fromkeys(("asked_fa_per_h", "miss_rate", "val_miss_rate?", "latency_s"), MEASURED),
+}
+# What a record holds at least, and what tables take from it, by its type. A list holds any number of such, a tuple
+# as many as it says; what has a ? may be missing.
+LEAST = {"experiment": str, "seed": int, "order": int, "profile": str, "metrics": {}, "cost": {}, "run": {}}
+FORM = {
+    "control": str | None,
+    "note": str,
+    "precision": str,
+    "epochs": int,
+    "metrics": {
+        "au_fa_fr": NUMBER,
+        "au_fa_fr_val": NUMBER,
+        "au_fa_fr_ci95": (MEASURED, MEASURED),
+        "roc_auc": MEASURED,
+        "n_keyword": int,
+        "n_other": int,
+        "bootstrap": [MEASURED],
+        "streams?": {"points": [POINT]},
+    },
+    "cost": {
+        **dict.fromkeys(("params", "macs_per_clip", "state_dict_bytes", "weights_bytes"), int),
+        **dict.fromkeys(("macs_per_second?", "compact_bytes?"), MEASURED),
+    },
+    "run": {"wall_s": NUMBER, **dict.fromkeys(("latency_ms_per_clip?", "latency_ms_per_step?"), MEASURED)},
+}
 
 
 class RecordError(ValueError):
@@ -69,8 +101,9 @@ def failures(reports: Path) -> list[dict]:
     """Runs of the study in this folder that failed and were not tried again: ``experiment, seed, error`` of each."""
     found = []
     for file in sorted((reports / "failures").glob("*.json")):
-        with contextlib.suppress(OSError, ValueError):
-            found.append(json.loads(file.read_text()))
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            row = json.loads(file.read_text())
+            found.append({key: row[key] for key in ("experiment", "seed", "error")})
     return found
 
 
@@ -84,13 +117,55 @@ def read(file: Path) -> dict:
         record = json.loads(file.read_text())
         known = record["schema"] == SCHEMA
         edited = known and record["run"].get("sha256", _digest(record)) != _digest(record)  # early ones have none
-    except (AttributeError, OSError, ValueError, KeyError, TypeError) as error:
+    except (AttributeError, OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise RecordError(f"{file} is not a record ({error}): delete it and run the study again") from None
     if not known:
-        raise RecordError(f"{file} has schema {record['schema']}, this version reads {SCHEMA}")
+        raise RecordError(f"{file} has schema {str(record['schema'])[:40]}, this version reads {SCHEMA}")
     if edited:
         raise RecordError(f"{file} was edited after it was written: restore it, or delete it and run the study again")
+    require(record, LEAST, file)
+    if record["profile"] not in PROFILES or record["experiment"] != paths.slug(record["experiment"]):
+        named = f"{record['experiment'][:80]!r} in profile {record['profile'][:80]!r}"
+        raise RecordError(
+            f"{file} is not a record (no experiment is called {named}): delete it and run the study again"
+        )
     return record
+
+
+def require(record: dict, form: dict, what: object) -> None:
+    """Complain of the first value that is missing or of another type than in ``form``.
+
+    Raises:
+        RecordError: there is one.
+    """
+    if misfit := _misfit(record, form, "it"):
+        raise RecordError(f"{what} is not a record ({misfit}): delete it and run the study again")
+
+
+def _misfit(value: object, form: object, name: str) -> str:
+    """What is wrong with a value, in a few words, or nothing.
+
+    >>> _misfit({"seed": "x"}, {"seed": int}, "it"), _misfit([1, None], [MEASURED], "it")
+    ("seed is 'x'", '')
+    """
+    if isinstance(form, dict) and isinstance(value, dict):
+        for key in form:
+            bare = key.removesuffix("?")
+            if bare not in value and key == bare:
+                return f"{key} is missing"
+            if bare in value and (misfit := _misfit(value[bare], form[key], bare)):
+                return misfit
+        return ""
+    if isinstance(form, list | tuple) and isinstance(value, list):
+        if isinstance(form, tuple) and len(value) != len(form):
+            return f"{name} has not {len(form)} values"
+        return next(filter(None, (_misfit(item, form[0], f"in {name} something") for item in value)), "")
+    fits = not isinstance(form, dict | list | tuple) and isinstance(value, form)
+    if fits and isinstance(value, str):
+        fits = not any(0xD800 <= ord(letter) <= 0xDFFF for letter in value)  # halves of letters cannot be written
+    if fits and isinstance(value, int | float):
+        fits = (abs(value) < 1e15 and not isinstance(value, bool)) or (form == MEASURED and value != value)
+    return "" if fits else f"{name} is {str(value)[:40]!r}"
 
 
 def load(study: str) -> list[dict]:
@@ -108,11 +183,20 @@ def load_folder(where: Path) -> list[dict]:
     Where a longer profile has begun to replace a quicker one, only the longer one's records count:
     a mean over both would mean nothing.
     """
-    found = [read(file) for file in sorted(where.glob("*.json"))]
+    found = []
+    for file in sorted(where.glob("*.json")):
+        found.append(read(file))
+        require(found[-1], FORM, file)
     if not found:
         raise RecordError(f"no records in {where}: run 'make reproduce' first")
     longest = max((r["profile"] for r in found), key=list(PROFILES).index)
     found = [r for r in found if r["profile"] == longest]
+    runs, resamples = {(r["experiment"], r["seed"]) for r in found}, {len(r["metrics"]["bootstrap"]) for r in found}
+    if len(runs) < len(found) or len(resamples) > 1 or 0 in resamples:
+        raise RecordError(
+            f"the records in {where} do not belong together: two are of one run, or their bootstraps are not of one "
+            "length: delete those that do not belong there and run the study again"
+        )
     return sorted(found, key=lambda r: (r["order"], r["experiment"], r["seed"]))
 
 
@@ -154,7 +238,8 @@ def streams(records: list[dict]) -> pd.DataFrame:
     Columns: ``experiment, seed``, then those of ``kwslib.decide.measure``'s points. Empty where nothing was.
     """
     rows = [
-        {"experiment": r["experiment"], "seed": r["seed"], **point}
+        {"experiment": r["experiment"], "seed": r["seed"], "val_miss_rate": np.nan}
+        | {name: np.nan if value is None else value for name, value in point.items()}
         for r in records
         for point in r["metrics"].get("streams", {}).get("points", ())
     ]

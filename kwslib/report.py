@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 import nbformat
 import pandas as pd
@@ -16,6 +17,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from kwslib import paths, provenance, published, records
 from kwslib.config import PROFILES
 
+PAGE = {  # what the page takes from the first record, besides what tables do
+    "keyword": str,
+    "data": dict.fromkeys(("corpus", "split", "corpus_fingerprint", "split_sha256"), str),
+    "metrics": {"n_speakers": int},
+    "cost": {"macs_convention": str},
+    "run": dict.fromkeys(("python", "torch", "torchaudio", "numpy", "system", "cores", "device"), str | int),
+}
 APPENDICES = {"augmentation_and_transfer": "appendix", "distillation_grid": "grid"}  # notebook -> variant of the study
 NOTEBOOKS = (
     "01_split_and_baseline",
@@ -137,7 +145,7 @@ def say_streams(points: pd.DataFrame, summary: pd.DataFrame, speed_up: float = 1
     """One sentence to quote: what the best model without and with so many times fewer MACs finds. Chosen on val."""
     made = points[(points["state"] == "carried") & points["asked_fa_per_h"].notna()]
     means = made.groupby(["experiment", "stream"], sort=False).mean(numeric_only=True)
-    missed = means["val_miss_rate"].groupby(level="experiment").mean()
+    missed = means["val_miss_rate"].groupby(level="experiment").mean().dropna()
     is_fast = summary["speed_up"].reindex(missed.index) >= speed_up
     sentences = []
     for kind, names in ((f"{speed_up:g} times fewer MACs", missed[is_fast]), ("more MACs", missed[~is_fast])):
@@ -276,6 +284,7 @@ def write(study: str) -> Path:
 def render(study: str, folder: Path) -> str:
     """The page of a study, from the records, figures and notebooks in its folder and nothing else."""
     found = records.load_folder(folder / "records")
+    records.require(found[0], PAGE, f"the first record of {study}")
     summary, points = records.summary(found), records.streams(found)
     template = Environment(
         loader=PackageLoader("kwslib", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -316,9 +325,9 @@ def command(record: dict, n_seeds: int) -> str:
     synthetic = corpus in ("synthetic", f"synthetic-{paths.slug(record['keyword'])}")
     by_name = corpus.startswith("speech_commands_v0.0")
     options = [
-        "" if synthetic else f"CORPUS={corpus}" if by_name else f"CORPUS=<folder of {corpus}>",
-        "" if record["keyword"] == "sheila" else f"KEYWORD='{record['keyword']}'",
-        "" if split == "speaker" else f"SPLIT={split}",
+        "" if synthetic else f"CORPUS={quote(corpus)}" if by_name else f"CORPUS=<folder of {quote(corpus)}>",
+        "" if record["keyword"] == "sheila" else f"KEYWORD={quote(record['keyword'])}",
+        "" if split == "speaker" else f"SPLIT={quote(split)}",
         "" if record["profile"] == "standard" else f"PROFILE={record['profile']}",
         "" if n_seeds == PROFILES[record["profile"]].seeds else f"SEEDS={n_seeds}",
     ]

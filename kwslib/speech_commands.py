@@ -23,6 +23,8 @@ from kwslib import paths
 ARCHIVES = {url.rpartition("/")[2].removesuffix(".tar.gz"): (url, sha256) for url, sha256 in _CHECKSUMS.items()}
 UNPACKED = 1.7  # times the size of the archive
 TIMEOUT_S = 60
+DAMAGED = (tarfile.TarError, zlib.error, EOFError, gzip.BadGzipFile, ValueError, ArithmeticError, RecursionError)
+LARGEST_NAME = 1_000_000  # bytes of a header that only says how the next member is called
 
 
 class DownloadError(ValueError):
@@ -115,24 +117,50 @@ def _unpack(archive: Path, target: Path) -> None:
     build = target.with_name(target.name + ".tmp")
     shutil.rmtree(build, ignore_errors=True)
     try:
-        with tarfile.open(archive, "r:gz") as tar:
+        with tarfile.open(archive, "r:gz", tarinfo=_Member) as tar:
             for member in tqdm(tar, desc=f"unpacking {target.name}", unit="file"):
                 _write_member(tar, member, build)
+        if not build.is_dir():
+            raise tarfile.TarError("it holds no files")
         build.rename(target)
-    except (tarfile.TarError, zlib.error, EOFError, gzip.BadGzipFile) as error:
+    except DAMAGED as error:
         raise DownloadError(f"{archive} cannot be unpacked ({error}): delete it and run again") from None
     except OSError as error:
-        raise DownloadError(f"{archive} could not be unpacked ({error}): make room and run again") from None
+        raise DownloadError(f"{archive} could not be unpacked ({str(error)[:500]}): make room and run again") from None
     finally:
         shutil.rmtree(build, ignore_errors=True)
 
 
+class _Member(tarfile.TarInfo):
+    """A member whose size can be trusted, in an archive that ends where it says.
+
+    tarfile goes round for ever where a size is below 0, takes all the memory for which a header of headers asks, and
+    takes a header that it cannot read for the end.
+    """
+
+    @classmethod
+    def frombuf(cls, buf, encoding, errors):
+        try:
+            member = super().frombuf(buf, encoding, errors)
+        except tarfile.EOFHeaderError:
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"it ends early or is damaged: {error}") from None
+        if member.size < 0 or (member.size > LARGEST_NAME and not member.isreg()):
+            raise tarfile.ReadError(f"{member.name[:200]!r} cannot have {member.size:,} bytes")
+        return member
+
+
 def _write_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
     name = PurePosixPath(member.name)
-    if name.is_absolute() or ".." in name.parts or "\\" in member.name or not (member.isfile() or member.isdir()):
-        raise tarfile.TarError(f"{member.name!r} is not a file inside the dataset")
+    outside = name.is_absolute() or ".." in name.parts or "\\" in member.name
+    if outside or not (member.isdir() or (member.isfile() and name.parts)):
+        raise tarfile.TarError(f"{member.name[:200]!r} is not a file inside the dataset")
+    if member.size < 0 or member.issparse():
+        raise tarfile.TarError(f"{member.name[:200]!r} cannot have {member.size:,} bytes")
     if member.isfile():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
+        paths.require_space(path.parent, member.size)
         with tar.extractfile(member) as source, path.open("wb") as copy:
             shutil.copyfileobj(source, copy)

@@ -5,7 +5,9 @@ A split depends on the recorded names alone, never on the order of files or on a
 ``random``: 80/20 by clip and the 20 % serve as val and test, as in the reports.
 """
 
+import csv
 import hashlib
+import io
 import json
 from dataclasses import dataclass
 
@@ -98,11 +100,14 @@ def _verified(corpus: Corpus, keyword: str, split: str) -> Split:
     again = f"delete {path} (and its .json) to make a new one"
     try:
         recorded = json.loads(path.with_suffix(".json").read_text())["sha256"]
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        subset = table.set_index("clip")["subset"]
-    except (OSError, ValueError, KeyError) as error:
+        text = path.read_text()
+        header, *rows = csv.reader(io.StringIO(text))
+        if header != ["clip", "subset"] or any(len(row) != 2 for row in rows):
+            raise ValueError("it must have two columns, clip and subset")
+        subset = pd.DataFrame(rows, columns=header).set_index("clip")["subset"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, csv.Error) as error:
         raise SplitError(f"the split {path} cannot be read ({error}): {again}") from None
-    if _digest(path.read_text()) != recorded:
+    if _digest(text) != recorded:
         raise SplitError(f"the split {path} was changed after it was recorded: restore it, or {again}")
     if subset.index.has_duplicates or not set(subset) <= set(SHARES):
         raise SplitError(f"the split {path} names a clip twice or an unknown subset: {again}")

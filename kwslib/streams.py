@@ -31,6 +31,7 @@ from kwslib.stream import Track, events
 
 TRACK_S = 300.0  # a stream is made and heard in tracks of so many seconds, each a fresh start
 CLIP_S = CLIP_SAMPLES / SAMPLE_RATE
+LOUDEST_DB = 200  # beyond, levels are no numbers any more
 VERSION = 3  # raise it when the same specification would give another sound
 
 
@@ -71,8 +72,12 @@ class StreamSpec:
     fa_per_h: float | None = None
 
     def __post_init__(self):
-        numbers = (self.minutes, self.words_per_minute, self.keyword_share, self.noise_db, *self.snr_db)
-        if not all(isinstance(n, int | float) and np.isfinite(n) for n in (self.seed, *numbers, *self.keyword_times_s)):
+        for name in ("snr_db", "noise", "keyword_times_s"):
+            if not isinstance(getattr(self, name), list | tuple):
+                raise SpecError(f"{name} must be a list, not {getattr(self, name)!r}")
+        levels_db = (self.noise_db, *self.snr_db)
+        numbers = (self.seed, self.minutes, self.words_per_minute, self.keyword_share, *levels_db)
+        if not all(isinstance(n, int | float) and abs(n) < np.inf for n in (*numbers, *self.keyword_times_s)):
             raise SpecError(f"a stream is described by finite numbers, not by {self}")
         if not isinstance(self.seed, int) or self.seed < 0:
             raise SpecError(f"seed must be a whole number from 0 on, not {self.seed}")
@@ -86,11 +91,13 @@ class StreamSpec:
             raise SpecError(f"keyword_share must be from 0 to 1, not {self.keyword_share}")
         if self.fa_per_h is not None and not (isinstance(self.fa_per_h, int | float) and 0 <= self.fa_per_h < np.inf):
             raise SpecError(f"fa_per_h must be a number from 0 on, not {self.fa_per_h}")
+        if any(abs(level) > LOUDEST_DB for level in levels_db):
+            raise SpecError(f"noise_db and snr_db are from -{LOUDEST_DB} to {LOUDEST_DB}, not {levels_db}")
         if len(self.snr_db) != 2 or self.snr_db[0] > self.snr_db[1]:
             raise SpecError(f"snr_db is a range from low to high, not {self.snr_db}")
         if unknown := set(self.noise).difference({*COLOURS, "corpus"}):
             raise SpecError(f"unknown noise {', '.join(sorted(unknown))}: choose of {', '.join(COLOURS)}, corpus")
-        if any(not 0 <= t <= TRACK_S - CLIP_S for t in self.keyword_times_s):
+        if len(self.keyword_times_s) > TRACK_S or any(not 0 <= t <= TRACK_S - CLIP_S for t in self.keyword_times_s):
             raise SpecError(f"keyword_times_s lie in a track of {TRACK_S:g} s, not at {self.keyword_times_s}")
 
 
@@ -102,7 +109,7 @@ def read_spec(path: Path) -> StreamSpec:
     """
     try:
         described = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SpecError(f"{path} is no specification of a stream: {error}") from None
     known = {f.name for f in dataclasses.fields(StreamSpec)}
     if not isinstance(described, dict) or set(described).difference(known):
@@ -111,8 +118,8 @@ def read_spec(path: Path) -> StreamSpec:
     values["name"] = path.stem
     try:
         return StreamSpec(**values)
-    except TypeError as error:
-        raise SpecError(f"{path}: {error}") from None
+    except (TypeError, SpecError) as error:
+        raise SpecError(f"{path}: {str(error)[:500]}") from None  # a list may be long
 
 
 def render(corpus: Corpus, rows: Sequence[int], keyword: str, spec: StreamSpec) -> Iterator[Track]:
@@ -151,8 +158,8 @@ def _track(corpus: Corpus, rows: np.ndarray, keyword: str, spec: StreamSpec, num
     rng = np.random.default_rng([spec.seed, number])
     samples = _noise(corpus, spec, round(seconds * SAMPLE_RATE), rng)
     planned = [(t, True) for t in spec.keyword_times_s if t + CLIP_S <= seconds]
-    if spec.words_per_minute:
-        gap = 60 / spec.words_per_minute
+    gap = 60 / spec.words_per_minute if spec.words_per_minute else np.inf
+    if gap <= seconds + 1e-9:  # there is room for a word
         begins = np.arange(0, seconds - gap + 1e-9, gap) + rng.uniform(
             0, max(gap - CLIP_S, 0), int((seconds + 1e-9) // gap)
         )

@@ -233,8 +233,8 @@ def _refuse_to_overwrite(study: Study) -> None:
         kept = None
         if sizes.index(found["profile"]) > sizes.index(study.profile.name):
             kept = f"profile {found['profile']!r}, which a {study.profile.name!r} run"
-        if found["keyword"] != study.keyword:
-            kept = f"the keyword {found['keyword']!r}, which {study.keyword!r}"
+        if found.get("keyword") != study.keyword:
+            kept = f"the keyword {found.get('keyword')!r}, which {study.keyword!r}"
         if kept:
             raise ExperimentError(
                 f"{paths.reports(study.name)} holds results of {kept} would replace: "

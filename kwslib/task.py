@@ -88,9 +88,9 @@ class Task:
             checkpoints.load(checkpoint.with_suffix(checkpoints.COMPACT_SUFFIX))
         except (records.RecordError, models.CheckpointError):
             return False
-        same_file = record["checkpoint"]["sha256"] == sidecar.get("sha256")
-        same_file &= all(record[key] == sidecar.get(key) for key in ("model", "features", "keyword", "threshold"))
-        return record["identity"] == self.identity == sidecar.get("identity") and same_file
+        same_file = record.get("checkpoint") == {"file": checkpoint.name, "sha256": sidecar.get("sha256")}
+        same_file &= all(record.get(key) == sidecar.get(key) for key in ("model", "features", "keyword", "threshold"))
+        return record.get("identity") == self.identity == sidecar.get("identity") and same_file
 
 
 def split_label(label: str) -> tuple[str, int]:
