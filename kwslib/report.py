@@ -121,7 +121,7 @@ def stream_table(points: pd.DataFrame) -> pd.DataFrame:
                 late = asked["latency_s"].median()
                 rows[name][what + "latency, ms"] = "–" if pd.isna(late) else f"{1000 * late:.0f}"
         for stream, rest in runs[runs["asked_fa_per_h"].isna()].groupby("stream", sort=False):
-            alarms, hours = rest["false_alarms"].mean(), rest["other_hours"].mean()
+            alarms, hours = rest["false_alarms"].mean(), max(rest["other_hours"].mean(), 1e-9)
             rows[name][f"{stream}: FA/h"] = f"{alarms / hours:.2f} (≤ {rest['most_fa_per_h'].max():.1f})"
     return pd.DataFrame(rows).T.fillna("–").rename_axis("experiment")
 

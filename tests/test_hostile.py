@@ -484,8 +484,10 @@ def archive(*members: tuple[str, bytes]) -> bytes:
         archive(("go/a.wav", b"x"), ("go/b.wav", b"x"))[:1024],
         archive(("go/a.wav", b"x"))[:1024] + b"garbage " * 256,
         header("go/a.wav", 0, b"x") * 2000,
+        archive(("go/" * 3000, b"x")),
+        archive(("\u00e9\0/a.wav", b"x")),
     ],
-    ids=["the folder as a file", "empty", "file and folder", "cut", "garbage", "headers of headers"],
+    ids=["the folder as a file", "empty", "file and folder", "cut", "garbage", "headers", "long name", "NUL"],
 )
 def test_an_archive_that_is_not_whole_is_not_taken_for_a_dataset(tmp_path, content):
     assert unpacked(tmp_path / "downloads", gzip.compress(content)) == []
@@ -713,6 +715,34 @@ def write_report(folder: Path, content: bytes) -> str | None:
 def test_a_record_with_odd_values(home, content):
     page = write_report(home / "reports" / "s", content)
     assert page is None or "<script" not in page
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("au_fa_fr", True),
+        ("au_fa_fr_ci95", []),
+        ("bootstrap", [1e-5]),
+        ("roc_auc", "0.9"),
+        ("streams", {"points": [1]}),
+    ],
+)
+def test_a_record_with_metrics_that_make_no_table(home, key, value):
+    found = record("a1")
+    found["metrics"][key] = value
+    assert write_report(home / "reports" / "s", json.dumps(found).encode()) is None
+    del found["metrics"]["roc_auc"]
+    assert write_report(home / "reports" / "s", json.dumps(found).encode()) is None
+    assert write_report(home / "reports" / "s", json.dumps(record("a1") | {"keyword": "\ud800"}).encode()) is None
+
+
+@pytest.mark.parametrize(("key", "value"), [("other_hours", 0), ("other_hours", 5e-324), ("miss_rate", None)])
+def test_a_stream_on_which_nothing_could_be_counted(home, key, value):
+    found = record("a1")
+    for point in found["metrics"]["streams"]["points"]:
+        point[key] = value
+        point.pop("val_miss_rate")
+    assert write_report(home / "reports" / "s", json.dumps(found).encode())
 
 
 def text_places(value) -> list[tuple]:
