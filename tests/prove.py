@@ -3,7 +3,7 @@
     python tests/prove.py [kills] [faults] [processors] [small] [published]
 
 ``kills``: 50 times ``kill -9`` during a small study and 10 times during ``make reproduce PROFILE=smoke``.
-``faults``: the tests of ``test_faults.py`` and the fuzzing of hostile files.
+``faults``: the tests of ``test_faults.py`` and ten minutes of hostile files (``test_hostile.py``).
 ``processors``: the published files scored, and the baseline trained, with narrower vector units.
 ``small``: the baseline trained on one core with 4 GB of memory, where the system lets us limit it (Linux, root).
 ``published``: this checkout's own records and files against the published ones.
@@ -25,6 +25,7 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).resolve().parents[1]
 PROOFS = ROOT / "reports" / "reference" / "proofs"
 PAGE = ROOT / "REPRODUCING.md"
+FUZZ_MINUTES = os.environ.get("KWS_FUZZ_MINUTES", "10")
 # What ATEN_CPU_CAPABILITY can be set to, and which of numpy's kernels to leave out beside.
 LEVELS = {
     "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR"},
@@ -60,7 +61,8 @@ def faults() -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "junit.xml"
         files = ["tests/test_faults.py", "tests/test_hostile.py"]
-        shell(sys.executable, "-m", "pytest", "-q", "-m", "", f"--junitxml={out}", *files, check=False)
+        options = ["-q", "-m", "", f"--junitxml={out}", "--hypothesis-show-statistics"]
+        printed = shell(sys.executable, "-m", "pytest", *options, *files, check=False, KWS_FUZZ_MINUTES=FUZZ_MINUTES)
         cases = ElementTree.parse(out).getroot().iter("testcase")
         rows = [
             {
@@ -72,7 +74,8 @@ def faults() -> None:
             }
             for case in cases
         ]
-    written("faults", {"cases": rows})
+    examples = [int(n) for n in re.findall(r"- (\d+) passing, 0 failing", printed)]
+    written("faults", {"cases": rows, "fuzz_minutes": float(FUZZ_MINUTES), "fuzz_examples": sum(examples)})
 
 
 def processors() -> None:
@@ -179,7 +182,11 @@ def say_faults(found: dict) -> str:
         [test.removeprefix("test_").replace("_", " "), f"`{file}`", len(all_), all_.count("passed")]
         for (file, test), all_ in names.items()
     ]
-    return table(["what was tried", "test", "cases", "passed"], rows) + "\n\n" + on(found)
+    fuzzed = (
+        f"Hostile files were also made by the thousand: {found['fuzz_examples']:,} in {found['fuzz_minutes']:g} "
+        "minutes (`KWS_FUZZ_MINUTES`; a bare test run tries some thousand)."
+    )
+    return table(["what was tried", "test", "cases", "passed"], rows) + f"\n\n{fuzzed} {on(found)}"
 
 
 def say_processors(found: dict) -> str:
