@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 
+import kills
 import numpy as np
 import pytest
 
@@ -83,16 +84,21 @@ def test_a_study_from_recipes_to_report(study, monkeypatch):
     assert table[0].startswith("experiment,seed,au_fa_fr,au_fa_fr_val,ci95_low,ci95_high") and len(table) == 9
 
 
-def test_one_process_or_many_any_order_same_bytes(study, folder, monkeypatch):
-    run(study, [BASELINE])
-    first = {f.name: f.read_bytes() for f in paths.checkpoints(study.name).iterdir()}
-    first_record = stable(study, "baseline", 1)
-    for file in [*paths.checkpoints(study.name).iterdir(), *(paths.reports(study.name) / "records").iterdir()]:
-        file.unlink()
-    monkeypatch.setattr(experiments, "cpu_count", lambda: 1)
-    run(study, [BASELINE])
-    assert first == {f.name: f.read_bytes() for f in paths.checkpoints(study.name).iterdir()}
-    assert first_record == stable(study, "baseline", 1)
+def test_one_process_or_four_and_any_order_give_the_same_bytes(study, home, monkeypatch):
+    other = dataclasses.replace(BASELINE, name="other", training=dataclasses.replace(QUICK, learning_rate=1e-3))
+    expected = None
+    for processes, order in (
+        (2, [BASELINE, other, STUDENT]),
+        (1, [other, BASELINE, STUDENT]),
+        (4, [STUDENT, other, BASELINE]),
+    ):
+        monkeypatch.setattr(experiments, "cpu_count", lambda processes=processes: processes)
+        run(study, order)
+        found = {name: digest for name, digest in kills.stable(home).items() if name.startswith("checkpoints")}
+        expected = expected or found
+        assert found == expected and len(found) == 3 * 2 * 3  # experiments, seeds, files
+        for file in [*paths.checkpoints(study.name).iterdir(), *records.folder(study.name).iterdir()]:
+            file.unlink()
 
 
 def test_a_changed_recipe_trains_again_and_so_does_what_learnt_from_it(study):
