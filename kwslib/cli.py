@@ -48,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"kws {options.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"kws {options.command}: stopped; what was finished is kept, the same command goes on", file=sys.stderr)
+        goes_on = options.command in ("reproduce", "sweep")
+        kept = "; what was finished is kept, the same command goes on" if goes_on else ""
+        print(f"kws {options.command}: stopped{kept}", file=sys.stderr)
         return 130
     return 0
 
@@ -337,7 +339,7 @@ def _reproduce(options: argparse.Namespace) -> int:
         _ = study.split  # prepares the corpus: whatever is wrong with it is said before any notebook runs
     parameters = {"other": options.other} if options.other else {}
     failed = reproduce.reproduce(study, options.only, options.quiet, **parameters)
-    if not options.only:
+    if not options.only and list(records.folder(study.name).glob("*.json")):
         print()
         _table(argparse.Namespace(study=study.name))
     if failed:
@@ -353,7 +355,8 @@ def _verify(options: argparse.Namespace) -> int:
         return 0 if found["holds"] else 1
     if found["compared"]:
         table = pd.DataFrame(found["compared"]).set_index("what")
-        print(f"Your records of {study.name} against the published ones:")
+        runs = f"{found['compared'][0]['compared']} of the {found['published']} published runs"
+        print(f"Your records of {study.name}, {runs}, against the published ones:")
         print(table.drop(columns="outside").to_string())
         for what, outside in table.loc[table["outside"] != "", "outside"].items():
             print(f"  {what} differs: {outside if len(outside) < 300 else outside[:300] + ' ...'}")

@@ -404,9 +404,7 @@ def _prepare_once(folder: Path, make: Callable[[Path], None]) -> None:
     A second process that wants the same corpus waits for the first one and finds it done.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if not (folder / "meta.json").exists():  # not there, or somebody removed files
-        shutil.rmtree(folder, ignore_errors=True)
-    with made_once(folder) as missing:
+    with made_once(folder, "meta.json") as missing:
         if not missing:
             return
         build = paths.temporary_for(folder)  # a helper of a killed preparation knows another name

@@ -62,10 +62,21 @@ def _run(study: Study, experiments: Sequence[Experiment]) -> dict[str, str]:
         for position, experiment in enumerate(experiments)
         for seed in range(study.seeds)
     ]
-    failures = _without_origin(waiting)  # complains before anything is computed
+    failures: dict[str, str] = {}
+
+    tasks = {task.label: task for task in waiting}
+
+    def fail(label: str, error: str) -> None:
+        failures[label] = error
+        records.note_failure(study.name, *split_label(label), error)
+        _drop_unless_done(tasks[label])  # of another recipe: it must not be averaged with the seeds that went well
+
+    lost = _without_origin(waiting)  # complains before anything is computed
     _check_controls(study, experiments)
     for task in waiting:
         records.forget_failure(study.name, task.experiment.name, task.seed)
+    for label, error in lost.items():
+        fail(label, error)
     logs: list[Path] = []
     with tqdm(total=len(waiting), desc=study.name, unit="run") as bar:
         while waiting:
@@ -78,7 +89,7 @@ def _run(study: Study, experiments: Sequence[Experiment]) -> dict[str, str]:
             waiting = [task for task in waiting if task not in wave]
             for task in wave:
                 if broken := task.needed_labels.intersection(failures):
-                    failures[task.label] = f"needs {', '.join(sorted(broken))}, which failed"
+                    fail(task.label, f"needs {', '.join(sorted(broken))}, which failed")
             wave = [task for task in wave if task.label not in failures]
             todo = [task for task in wave if not task.is_done()]
             bar.update(len(wave) - len(todo))
@@ -91,13 +102,11 @@ def _run(study: Study, experiments: Sequence[Experiment]) -> dict[str, str]:
                 bar.set_postfix_str(label)
                 bar.update()
                 if error:
-                    failures[label] = error
+                    fail(label, error)
             for task in wave:
                 if task.label not in failures:
                     take_time(task)
             logs += [tracking.csv_path(study.name, t.experiment.name, t.seed) for t in todo if t.experiment.trains]
-    for label, error in failures.items():
-        records.note_failure(study.name, *split_label(label), error)
     tracking.mirror(study.name, [log for log in logs if log.exists()])
     return failures
 
@@ -106,34 +115,33 @@ def _without_origin(tasks: list[Task]) -> dict[str, str]:
     """Runs that build on one of an earlier notebook that failed, and why, by label.
 
     Raises:
-        ExperimentError: what an experiment builds on is missing for every seed: it was never run.
+        ExperimentError: what an experiment builds on is missing, and no failure tells why: it was never run.
     """
     here = {task.experiment.name for task in tasks}
+    failed = {f"{row['experiment']}-seed{row['seed']}" for row in records.failures(paths.reports(tasks[0].study.name))}
     reasons: dict[str, str] = {}
-    for experiment in dict.fromkeys(task.experiment for task in tasks):
-        own = [task for task in tasks if task.experiment is experiment]
-        for name in set(experiment.needs) - here:
-            missing = {}
-            for task in own:
-                try:
-                    identity_on_disk(task.study, name, task.seed)
-                except ExperimentError as error:
-                    missing[task.label] = error
-            if len(missing) == len(own):
-                raise next(iter(missing.values()))
-            reasons |= {label: str(error) for label, error in missing.items()}
+    for task in tasks:
+        for name in set(task.experiment.needs) - here:
+            try:
+                identity_on_disk(task.study, name, task.seed)
+            except ExperimentError:
+                if f"{name}-seed{task.seed}" not in failed:
+                    raise
+                reasons[task.label] = f"needs {name}-seed{task.seed}, which failed"
     return reasons
 
 
 def _check_controls(study: Study, experiments: Sequence[Experiment]) -> None:
     """A control that is missing, or was trained for another time, would make a gain that means nothing."""
-    here = {experiment.name: experiment for experiment in experiments}
+    here, reports = {experiment.name: experiment for experiment in experiments}, paths.reports(study.name)
     for experiment in [e for e in experiments if e.control]:
         if experiment.control in here:
             control = describe(here[experiment.control])
         else:
             found = [records.path(study.name, experiment.control, seed) for seed in range(study.seeds)]
             found = [file for file in found if file.exists()]
+            if not found and experiment.control in {row["experiment"] for row in records.failures(reports)}:
+                continue
             if not found:
                 raise ExperimentError(
                     f"{experiment.control!r}, the control of {experiment.name!r}, has no record yet: "
@@ -167,15 +175,21 @@ def _drop_other_recipes(todo: list[Task]) -> None:
     for experiment, study in {task.experiment: task.study for task in todo}.items():
         for file in (paths.reports(study.name) / "records").glob(f"{experiment.name}-seed*.json"):
             seed = split_label(file.stem)[1]
-            task = Task(study, experiment, seed, order=0)
-            try:
-                same = seed < study.seeds or task.is_done()
-            except ExperimentError:  # what it started from is gone
-                same = False
-            if not same:
-                checkpoint = study.checkpoint(experiment.name, seed)
-                for old in (file, checkpoint, checkpoint.with_suffix(".json")):
-                    old.unlink(missing_ok=True)
+            if seed >= study.seeds:
+                _drop_unless_done(Task(study, experiment, seed, order=0))
+
+
+def _drop_unless_done(task: Task) -> None:
+    """Remove record and checkpoint of a run when they are of another recipe or data, or damaged."""
+    try:
+        done = task.is_done()
+    except ExperimentError:  # what it started from is gone
+        done = False
+    checkpoint = task.study.checkpoint(task.experiment.name, task.seed)
+    record = records.path(task.study.name, task.experiment.name, task.seed)
+    for old in () if done else (record, *(checkpoint.with_suffix(suffix) for suffix in (".pt", ".json", ".kws"))):
+        with contextlib.suppress(OSError):  # not there, or nothing can be removed
+            old.unlink()
 
 
 def _prepare_data(study: Study, tasks: list[Task]) -> None:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -59,20 +59,31 @@ def _who(holder: Path) -> str:
 
 
 @contextmanager
-def made_once(path: Path) -> Iterator[bool]:
-    """Whether this process has to make the file ``path``; a second one that wants it waits and finds it done."""
-    if path.exists():
+def made_once(path: Path, complete: str = "") -> Iterator[bool]:
+    """Whether this process has to make the file or folder ``path``; a second one that wants it waits and finds it done.
+
+    Args:
+        complete: name of the file in a folder without which it counts as not made, and is removed.
+    """
+    if (path / complete).exists():
         yield False
         return
     with FileLock(path.with_name(path.name + ".lock")):
-        remove_left_behind(path.parent, f"{path.name}.*")
+        remove_left_behind(path.parent, f"{path.stem}*")
+        if complete and not (path / complete).exists():
+            shutil.rmtree(path, ignore_errors=True)
         yield not path.exists()
 
 
-def remove_left_behind(folder: Path, name: str = "*") -> None:
-    """Remove temporary files and folders of killed processes; only for who holds the lock under which they are made."""
+def remove_left_behind(folder: Path, name: str = "*", older_than_s: float = 0) -> None:
+    """Remove temporary files and folders of killed processes.
+
+    Only for who holds the lock under which they are made; where others may write, too, only those that are old.
+    """
     for left in folder.glob(f"{name}.tmp"):
-        shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # somebody was quicker
+            if time.time() - left.stat().st_mtime >= older_than_s:
+                shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
 
 
 @functools.cache
@@ -91,14 +102,17 @@ def end_with(parent: int) -> None:
         threading.Thread(target=watch, name="end with parent", daemon=True).start()
 
 
-def _module() -> None:
-    """``python -m kwslib.processes MODULE ARGUMENTS``: run a module that ends with the process that started it."""
-    import runpy
+def _papermill(parent: str, source: str, executed: str, parameters: str) -> None:
+    """What the process of one notebook does: every cell, whatever becomes of those before it."""
+    from papermill import PapermillExecutionError, execute_notebook
 
-    end_with(os.getppid())
-    del sys.argv[0]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    end_with(int(parent))
+    how = {"kernel_name": "python3", "progress_bar": False, "log_output": True, "allow_errors": True}
+    try:
+        execute_notebook(source, executed, json.loads(parameters), **how)
+    except PapermillExecutionError as error:
+        raise SystemExit(str(error)) from None
 
 
-if __name__ == "__main__":
-    _module()
+if __name__ == "__main__":  # here, where it starts at once: this room knows no torch
+    _papermill(*sys.argv[1:])

@@ -15,6 +15,7 @@ import pandas as pd
 
 from kwslib import paths
 
+CODE = ("kwslib", "notebooks", "data_splits", "tests", "pyproject.toml", "requirements.lock")  # results depend on these
 # What the report shows, and its name there; a record of an earlier version has not all of them.
 SHOWN = {
     "commit": "git commit",
@@ -36,7 +37,7 @@ SHOWN = {
 def of_run() -> dict[str, object]:
     """Code, versions and machine, in words.
 
-    ``commit`` ends in ``-dirty`` where tracked files were changed, and is None outside a git checkout.
+    ``commit`` ends in ``-dirty`` where code was changed, and is None outside a git checkout.
     ``cpu_features`` is what decides which of torch's kernels run: other ones round differently.
     """
     import torch
@@ -59,15 +60,20 @@ def of_run() -> dict[str, object]:
 
 
 def commit(checkout: Path) -> str | None:
-    """The commit of a checkout, ``-dirty`` behind it where tracked files differ from it; None where there is no git."""
-    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--match="]
+    """The commit of a checkout, ``-dirty`` behind it where what results depend on was changed; None without git."""
+
+    def git(*arguments: str) -> str:
+        looking = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # must not stand in the way of somebody's commit
+        command = ["git", "-C", str(checkout), *arguments]
+        return subprocess.run(command, env=looking, capture_output=True, text=True, timeout=30).stdout.strip()
+
     try:
-        # No optional locks: looking must not stand in the way of somebody's commit.
-        looking = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=looking)
+        if not (top := git("rev-parse", "--show-toplevel")) or Path(top).resolve() != checkout.resolve():
+            return None  # no repository, or unpacked inside somebody else's
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *CODE)
+        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None
 
 
 def _processor() -> str:

@@ -7,6 +7,7 @@ runs (times, machine) sits in its ``run`` block; everything else is reproducible
 import contextlib
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,11 @@ def forget_failure(study: str, experiment: str, seed: int) -> None:
     """Remove the note of an earlier failure, for the run is tried again."""
     with contextlib.suppress(OSError):
         _failure(study, experiment, seed).unlink()
+
+
+def forget_failures(study: str) -> None:
+    """Remove the notes of all earlier failures of a study, for all of it is run again."""
+    shutil.rmtree(paths.reports(study) / "failures", ignore_errors=True)
 
 
 def failures(reports: Path) -> list[dict]:

@@ -425,6 +425,11 @@ def publish(study: str) -> None:
     """
     source, target = paths.reports(study), paths.reports(f"reference/{study}")
     found = records.load(study)  # complains when there is nothing to publish
+    if failed := records.failures(source):
+        names = ", ".join(f"{row['experiment']}-seed{row['seed']}" for row in failed)
+        raise records.RecordError(
+            f"{study} is not complete, these runs failed: {names}. Run 'make reproduce' again first"
+        )
     needed = [source / name for name in ("results.csv", "figures")]
     needed += [source / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
     needed += [paths.checkpoints(study) / r["checkpoint"]["file"] for r in found]

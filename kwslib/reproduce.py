@@ -6,11 +6,12 @@ What is done is read from the disk, as the notebooks leave it, so a run that was
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from kwslib import paths, processes, provenance, records, report
 from kwslib.study import Study
 
 *STEPS, PLOTS = report.NOTEBOOKS
+PATIENCE_S = 30  # for a notebook to save what it has
 PUBLISHED = "synthetic-sheila-speaker"  # what its runs took tells how long others take
 
 
@@ -37,8 +39,9 @@ class Log:
         with self.path.open("a") as file:
             file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}\n")
         if important or not self.quiet:
-            tqdm.write(line, file=sys.stdout)
-            sys.stdout.flush()
+            with suppress(BrokenPipeError):  # a reader that has seen enough does not end the study
+                tqdm.write(line, file=sys.stdout)
+                sys.stdout.flush()
 
 
 def reproduce(study: Study, only: Sequence[str] = (), quiet: bool = False, **parameters: str) -> list[str]:
@@ -53,42 +56,43 @@ def reproduce(study: Study, only: Sequence[str] = (), quiet: bool = False, **par
 
     Raises:
         Busy: another process reproduces this study.
-        RecordError: there is not a single record in the end.
+        RecordError: there is not a single record to draw a report of.
     """
     folder = paths.reports(study.name)
-    with processes.only_one(folder, "reproduce"):
-        log, stamp = Log(folder / "run.log", quiet), folder / ".state"
-        for left in (folder, folder / "figures", folder / "notebooks"):
-            processes.remove_left_behind(left)
-        failed: list[str] = []
+    if list(only) == [PLOTS]:
+        records.load(study.name)  # complains when there is nothing to draw
+    log = Log(folder / "run.log", quiet)
+    # A report can be drawn while the rest still runs.
+    with processes.only_one(folder, "-".join(Path(name).name for name in only) or "reproduce"):
         if only:
-            if PLOTS in only:
-                records.load(study.name)  # complains when there is nothing to draw
-            for name in only:
-                failed += execute(study, name, log, **parameters)
-            return _told(failed, log)
-        if not stamp.exists() or stamp.read_text() != _state(study):
+            failed = [sentence for name in only for sentence in execute(study, name, log, **parameters)]
+            for reports in (folder, *(paths.reports(f"{study.name}-{name}") for name in report.APPENDICES.values())):
+                failed += _failed_runs(reports, log)
+            return failed
+        for left in (folder, folder / "figures", folder / "notebooks"):
+            processes.remove_left_behind(left, older_than_s=3600)
+        stamp, sources, failed = folder / ".state", _sources(study), []
+        ran = not stamp.exists() or stamp.read_text() != _state(study, sources)
+        if ran:
             stamp.unlink(missing_ok=True)
+            records.forget_failures(study.name)
             code = provenance.of_run()
             sizes = f"profile {study.profile.name}, seeds: {study.seeds}"
             log(f"{study.name}, {sizes}, commit {code['commit']}, {code['cores']} cores of {code['cpu']}")
             with _progress(study, log, quiet) as look:
                 for name in STEPS:
                     failed += execute(study, name, log, look)
-            failed += [
-                f"{f['experiment']}, seed {f['seed']}: {f['error']}"
-                for f in records.failures(paths.reports(study.name))
-            ]
-            if not failed:
-                for name in (f"{PLOTS}.ipynb", f"{PLOTS}.html"):  # the next run makes these again and keeps the state
-                    (folder / "notebooks" / name).touch()
-                paths.write_atomically(stamp, _state(study))
-        records.load(study.name)  # complains when there is nothing to draw
+            failed += _failed_runs(folder, log)
+        if failed and not list(records.folder(study.name).glob("*.json")):
+            return failed
         failed += execute(study, PLOTS, log)
-        return _told(failed, log)
+        if ran and not failed:
+            paths.write_atomically(stamp, _state(study, sources))
+        return failed
 
 
-def _told(failed: list[str], log: Log) -> list[str]:
+def _failed_runs(reports: Path, log: Log) -> list[str]:
+    failed = [f"{row['experiment']}, seed {row['seed']}: {row['error']}" for row in records.failures(reports)]
     for sentence in failed:
         log(f"FAILED {sentence}", important=True)
     return failed
@@ -97,8 +101,8 @@ def _told(failed: list[str], log: Log) -> list[str]:
 def execute(study: Study, name: str, log: Log, look: Callable = lambda: None, **parameters: str) -> list[str]:
     """Run one notebook headless with papermill and make its HTML; a sentence if it failed, nothing otherwise.
 
-    Papermill saves a notebook even when a cell fails: it gets its name only after success. A failed copy stays,
-    with the traceback in it, as ``unfinished_*.ipynb``.
+    A cell that fails does not stop those after it: they may hold other experiments. Then the copy stays, with the
+    tracebacks in it, as ``unfinished_*.ipynb``; only one without any gets the notebook's name.
 
     Args:
         name: of a notebook in ``notebooks/``, without suffix; a folder may stand before it.
@@ -108,25 +112,28 @@ def execute(study: Study, name: str, log: Log, look: Callable = lambda: None, **
     source, done = paths.ROOT / "notebooks" / f"{name}.ipynb", paths.reports(study.name) / "notebooks"
     executed, unfinished = done / source.name, done / f"unfinished_{source.name}"
     done.mkdir(parents=True, exist_ok=True)
+    unfinished.unlink(missing_ok=True)
     log(f"{source.stem} ...")
     began = time.monotonic()
     named = {"corpus": study.corpus_argument, "keyword": study.keyword, "split": study.split_name}
-    named |= {"profile": study.profile.name, **parameters}
-    command = [sys.executable, "-m", "kwslib.processes", "papermill", str(source), str(unfinished)]
-    command += ["--no-progress-bar", "--log-output", "--log-level", "WARNING", "-k", "python3"]
-    command += [word for pair in named.items() for word in ("-r", *pair)] + ["-p", "seeds", str(study.seeds)]
+    named |= {"profile": study.profile.name, "seeds": study.seeds, **parameters}
+    command = [sys.executable, "-m", "kwslib.processes", str(os.getpid()), str(source), str(unfinished)]
     with log.path.open("a") as file:
-        child = subprocess.Popen(command, stdout=file, stderr=file, cwd=paths.ROOT)
+        child = subprocess.Popen([*command, json.dumps(named)], stdout=file, stderr=file, cwd=paths.ROOT)
         try:
             while child.poll() is None:
                 time.sleep(1)
-                look()
-        except BaseException:  # Ctrl-C reached the notebook, too: it saves what it has
-            child.wait()
+                with suppress(OSError):  # a file that is just being replaced, a full disk: no reason to stop
+                    look()
+        except BaseException:
+            child.send_signal(signal.SIGINT)  # after Ctrl-C it has this already: the notebook saves what it has
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(PATIENCE_S)
+            child.terminate()
             raise
     if child.returncode:
-        sentence = f"{source.stem} stopped: {_last_error(unfinished) or f'see {log.path}'}"
-        log(sentence)
+        sentence = f"{source.stem}: {_first_error(unfinished) or f'it was killed, see {log.path}'}"
+        log(f"FAILED {sentence}", important=True)
         return [sentence]
     os.replace(unfinished, executed)
     report.notebook_html(executed)
@@ -134,28 +141,36 @@ def execute(study: Study, name: str, log: Log, look: Callable = lambda: None, **
     return []
 
 
-def _last_error(notebook: Path) -> str:
-    """What the failed cell of an executed notebook says, in one line."""
+def _first_error(notebook: Path) -> str:
+    """What the first failed cell of an executed notebook says, in one line."""
     try:
         cells = nbformat.read(notebook, as_version=4).cells
     except (OSError, ValueError):  # killed before papermill could save it
         return ""
     errors = [o for cell in cells for o in cell.get("outputs", []) if o.output_type == "error"]
-    return f"{errors[-1].ename}: {errors[-1].evalue}" if errors else ""
+    return f"{errors[0].ename}: {errors[0].evalue}" if errors else ""
 
 
-def _state(study: Study) -> str:
-    """A digest of everything the notebooks read and left behind: while it fits there is nothing to run.
-
-    A touched file changes nothing, a deleted or edited one is noticed.
-    """
-    folder, notebooks = paths.reports(study.name), paths.ROOT / "notebooks"
-    files = [*sorted((paths.ROOT / "kwslib").glob("*.py")), *(notebooks / f"{name}.ipynb" for name in STEPS)]
-    files += sorted(paths.checkpoints(study.name).glob("*")) + sorted(records.folder(study.name).glob("*"))
+def _sources(study: Study) -> str:
+    """A digest of everything that notebooks read: code, notebooks, specifications of streams, data, parameters."""
+    files = [*(paths.ROOT / "kwslib").glob("*.py"), *(paths.ROOT / "notebooks" / f"{name}.ipynb" for name in STEPS)]
+    files += paths.stream_spec("any").parent.glob("*.json")
     digest = hashlib.sha256(repr((study, study.corpus.fingerprint, study.split.sha256)).encode())
-    for file in files:
+    for file in sorted(files):
         digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
-    digest.update(repr(sorted(file.name for file in (folder / "notebooks").glob("0*"))).encode())
+    return digest.hexdigest()
+
+
+def _state(study: Study, sources: str) -> str:
+    """A digest of what the notebooks read and of what they left behind: while it fits there is nothing to run.
+
+    A touched file changes nothing, a deleted or edited one is noticed; of figures and notebooks, a deleted one.
+    """
+    folder, digest = paths.reports(study.name), hashlib.sha256(sources.encode())
+    for file in sorted([*paths.checkpoints(study.name).glob("*"), *records.folder(study.name).glob("*.json")]):
+        digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    left = [*(folder / "figures").glob("*.svg"), *(folder / "notebooks").glob("0*")]
+    digest.update(repr(sorted(file.name for file in left)).encode())
     return digest.hexdigest()
 
 
@@ -165,20 +180,17 @@ def _progress(study: Study, log: Log, quiet: bool):
     expected = expected_s(study)
     places, logs = records.folder(study.name), paths.reports(study.name) / "logs"
     began, seen = time.monotonic(), _modified(places)
-    finished_s = 0.0
-    shown = None if not quiet else True  # None: a bar where a person sits, none where output goes to a file
+    ended: set[str] = set()  # in this run; the latency is written into a record later, once more
+    shown = True if quiet else None  # None: a bar where a person sits, none where output goes to a file
     with tqdm(total=len(expected), desc=study.name, unit="run", disable=shown, leave=False, dynamic_ncols=True) as bar:
 
         def look() -> None:
-            nonlocal finished_s
             now = _modified(places)
-            fresh = [label for label, changed in now.items() if label not in seen]
-            again = [label for label, changed in now.items() if seen.get(label, changed) != changed]
-            seen.update(now)
-            finished_s += sum(expected.get(label, 0.0) for label in fresh + again)
+            fresh = [label for label, changed in now.items() if label not in ended and seen.get(label) != changed]
+            ended.update(fresh)
+            finished_s = sum(expected.get(label, 0.0) for label in ended)
             open_s = sum(seconds for label, seconds in expected.items() if label not in now)
-            spent_s = time.monotonic() - began
-            left_s = open_s * (spent_s / finished_s if finished_s else 1 / cpu_count())
+            left_s = open_s * ((time.monotonic() - began) / finished_s if finished_s else 1 / cpu_count())
             bar.total = len(expected.keys() | now.keys())
             for label in fresh:
                 log(f"  {len(now)} of {bar.total} runs: {_said(places / f'{label}.json')}; {time_left(left_s)}")

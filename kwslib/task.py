@@ -190,7 +190,7 @@ def execute(task: Task) -> None:
         "checkpoint": {"file": checkpoint.name, "sha256": sidecar["sha256"]},
         "run": {
             "wall_s": round(time.perf_counter() - began, 1),
-            "latency_ms_per_clip": None,  # measured when the machine is quiet, see _time
+            "latency_ms_per_clip": None,  # measured when the machine is quiet, see take_time
             "latency_ms_per_step": None,
             "device": device(),
             **provenance.of_run(),

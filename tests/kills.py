@@ -67,7 +67,7 @@ def tree(process: psutil.Process) -> list[psutil.Process]:
 
 
 def kill_all(victims: list[psutil.Process]) -> None:
-    """As when the power fails: nobody has time to notice that another is gone."""
+    """At the same instant: nobody has time to notice that another is gone."""
     for signal in ("suspend", "kill"):
         for victim in victims:
             try:

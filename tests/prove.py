@@ -151,10 +151,10 @@ def table(head: list[str], rows: list[list]) -> str:
 
 
 def on(found: dict) -> str:
-    machine, commit = found["machine"], found["machine"]["commit"]
-    return (
-        f"Measured on {machine['cores']} cores of {machine['cpu']} ({machine['cpu_features']}), commit {commit[:10]}."
-    )
+    machine = found["machine"]
+    commit, _, dirty = (machine["commit"] or "none").partition("-")
+    processor = f"{machine['cores']} cores of {machine['cpu']} ({machine['cpu_features']})"
+    return f"Measured on {processor}, commit {commit[:10]}{', changed' if dirty else ''}."
 
 
 def say_kills(found: dict) -> str:
@@ -179,7 +179,7 @@ def say_kills(found: dict) -> str:
 def say_faults(found: dict) -> str:
     names: dict[tuple, list[str]] = {}
     for case in found["cases"]:
-        names.setdefault((case["file"], case["test"]), []).extend(case["outcome"])
+        names.setdefault((case["file"], case["test"]), []).append(case["outcome"])
     rows = [
         [test.removeprefix("test_").replace("_", " "), f"`{file}`", len(all_), all_.count("passed")]
         for (file, test), all_ in names.items()

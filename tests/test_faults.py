@@ -16,7 +16,7 @@ from kwslib import experiments, paths, processes, records, report, tracking
 from kwslib.config import CRNNConfig
 from kwslib.experiments import Experiment, run
 from kwslib.losses import Labels
-from kwslib.study import ExperimentError, open_study  # noqa: F401  for the scripts below
+from kwslib.study import ExperimentError, open_study
 from kwslib.train import Training
 
 TINY = CRNNConfig(cnn_out_channels=2, hidden_size=6, gru_num_layers=1)
@@ -63,10 +63,24 @@ def test_a_loss_that_is_no_number_stops_its_seed_and_nothing_else(study):
     failed = {(f["experiment"], f["seed"]): f["error"] for f in records.failures(paths.reports(study.name))}
     assert failed["sick", 1].startswith("NotANumber") and failed["depends", 1] == "needs sick-seed1, which failed"
     assert "What failed" in (page := report.write(study.name).read_text()) and "<b>sick</b>, seed 1: NotANumber" in page
-    with pytest.warns(UserWarning, match="1 runs failed.*'sick' .seed 1. is needed"):  # in a later notebook
+    with pytest.warns(UserWarning, match="1 runs failed.*later-seed1: needs sick-seed1, which failed"):  # elsewhere
         assert run(study, [Experiment("later", start="sick")]).summary.loc["later", "seeds"] == 1
     run(study, [Experiment("sick", student=TINY, training=QUICK), depends])  # a cure
     assert [f["experiment"] for f in records.failures(paths.reports(study.name))] == ["later"]
+
+
+def test_a_seed_that_fails_is_not_averaged_with_what_it_was_under_another_recipe(study):
+    run(study, [Experiment("sick", student=TINY, training=QUICK)])
+    with pytest.warns(UserWarning, match="1 runs failed"):
+        assert run(study, [sick("nan")]).summary.loc["sick", "seeds"] == 1
+    assert not study.checkpoint("sick", 1).exists()
+    one = open_study(study.corpus_argument, "go", "speaker", "smoke", seeds=1)
+    with pytest.raises(ExperimentError, match="all-seed0: the loss|all-seed0: NotANumber"):  # none of its seeds is left
+        run(one, [Experiment("all", student=TINY, training=QUICK, losses=(Sick("nan", seed=0),)), BASELINE])
+    assert one.results().summary.loc["baseline", "seeds"] == 1
+    with pytest.raises(ExperimentError, match="child-seed0: needs all-seed0, which failed"):
+        run(one, [Experiment("child", start="all"), Experiment("other", start="baseline", control="all")])
+    assert "other" in one.results().summary.index
 
 
 def test_a_killed_worker_costs_nothing_but_time(study, tmp_path, home):

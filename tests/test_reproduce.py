@@ -7,7 +7,7 @@ import kills
 import nbformat
 import pytest
 
-from kwslib import paths, records, reproduce
+from kwslib import paths, records, report, reproduce
 from kwslib.config import CRNNConfig
 from kwslib.experiments import Experiment, run
 from kwslib.study import open_study
@@ -15,12 +15,12 @@ from kwslib.train import Training
 
 pytestmark = pytest.mark.slow
 BASELINE = Experiment("baseline", CRNNConfig(2, hidden_size=6, gru_num_layers=1), training=Training(epochs=20))
-FINE = "from kwslib.study import open_study; open_study(corpus, keyword, split, profile, seeds)"
+FINE = "assert (corpus, keyword, split, profile, seeds)[1:] == ('go', 'speaker', 'smoke', 2)"
 
 
 @pytest.fixture
 def notebooks(tmp_path, monkeypatch):
-    """A function that writes the notebooks of a repository of its own: the code of the second cell of each."""
+    """A function that writes the notebooks of a repository of its own: the code of their cells but the first."""
     monkeypatch.setenv("PYTHONPATH", str(paths.ROOT))
     monkeypatch.setattr(paths, "ROOT", tmp_path / "root")
     monkeypatch.setattr(reproduce, "STEPS", ["03_kd", "05_quant_fp16"])
@@ -28,11 +28,11 @@ def notebooks(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (paths.ROOT / "kwslib").mkdir()
 
-    def write(**codes: str) -> None:
+    def write(**codes: tuple[str, ...]) -> None:
         for name in (*reproduce.STEPS, reproduce.PLOTS):
             given = nbformat.v4.new_code_cell('corpus = keyword = split = profile = ""\nseeds = 0')
             given.metadata["tags"] = ["parameters"]
-            cells = [given, nbformat.v4.new_code_cell(codes.get(name[3:5], FINE))]
+            cells = [given, *map(nbformat.v4.new_code_cell, codes.get(name[3:5], (FINE,)))]
             kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
             nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / f"{name}.ipynb")
 
@@ -46,28 +46,37 @@ def study(folder):
     return opened
 
 
-def test_a_notebook_that_fails_stops_neither_the_others_nor_the_report(study, notebooks, capsys):
-    monitored = paths.reports(study.name)
-    notebooks(kd="raise RuntimeError('no such teacher')")
-    records.note_failure(study.name, "lost", 1, "NotANumber: the loss became nan")
-    failed = reproduce.reproduce(study)
-    assert failed == [
-        "03_kd stopped: RuntimeError: no such teacher",
-        "lost, seed 1: NotANumber: the loss became nan",
-    ]
-    done = {file.name for file in (monitored / "notebooks").iterdir()}
+def test_a_cell_that_fails_stops_neither_others_nor_the_report(study, notebooks, capsys):
+    folder = paths.reports(study.name)
+    records.note_failure(study.name, "long-ago", 0, "of an earlier run")
+    lost = "from kwslib import records; records.note_failure('tones-go-speaker', 'lost', 1, 'NotANumber: nan')"
+    notebooks(kd=(lost, "raise RuntimeError('no such teacher')", "print('and on')"))
+    assert reproduce.reproduce(study) == ["03_kd: RuntimeError: no such teacher", "lost, seed 1: NotANumber: nan"]
+    done = {file.name for file in (folder / "notebooks").iterdir()}
     assert {"05_quant_fp16.html", "06_plots.ipynb", "unfinished_03_kd.ipynb"} <= done and "03_kd.ipynb" not in done
-    log = (monitored / "run.log").read_text()
-    assert "FAILED 03_kd stopped" in log and "05_quant_fp16 took" in log and "commit" in log
+    assert "and on" in (folder / "notebooks" / "unfinished_03_kd.ipynb").read_text()
+    log = (folder / "run.log").read_text()
+    assert "FAILED 03_kd: RuntimeError" in log and "05_quant_fp16 took" in log and "commit" in log
     assert "FAILED lost, seed 1" in capsys.readouterr().out
+    with pytest.raises(records.RecordError, match="tones-go-speaker is not complete, these runs failed: lost-seed1"):
+        report.publish(study.name)
 
     notebooks()
-    records.forget_failure(study.name, "lost", 1)
     assert reproduce.reproduce(study, quiet=True) == []
     assert capsys.readouterr().out == ""
-    assert not (monitored / "notebooks" / "unfinished_03_kd.ipynb").exists()
+    assert not (folder / "notebooks" / "unfinished_03_kd.ipynb").exists() and not records.failures(folder)
     assert reproduce.reproduce(study) == []
     assert capsys.readouterr().out.startswith("06_plots ...")  # nothing else was left to do
+    (folder / "notebooks" / "03_kd.html").unlink()
+    assert reproduce.reproduce(study) == []
+    assert "03_kd ..." in capsys.readouterr().out
+
+
+def test_nothing_to_draw_is_said_with_the_reason(folder, notebooks, capsys):
+    notebooks(kd=("raise RuntimeError('no cluster')",))
+    study = open_study(str(folder), "go", "speaker", "smoke", seeds=2)
+    assert reproduce.reproduce(study, quiet=True) == ["03_kd: RuntimeError: no cluster"]
+    assert "FAILED 03_kd: RuntimeError: no cluster" in capsys.readouterr().out
 
 
 def test_it_is_stopped_by_ctrl_c_and_leaves_nobody_behind(folder, tmp_path):
