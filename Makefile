@@ -71,7 +71,7 @@ publish: $(READY)  ## copy a study to reports/reference and checkpoints/referenc
 	@$(BIN)/kws publish "$$($(BIN)/kws name $(STUDY))"
 
 test: $(READY)  ## all tests, with a smoke run of the whole chain (quick ones only: make test ARGS="-m 'not slow'")
-	@$(BIN)/python -m pytest -m "" -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -m "" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks

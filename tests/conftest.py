@@ -16,6 +16,12 @@ def tone(frequency_hz: float, rng: np.random.Generator, seconds: float = 0.8, ra
     return (0.3 * np.sin(2 * np.pi * frequency_hz * t) + 0.02 * rng.standard_normal(len(t))).astype(np.float32)
 
 
+def pytest_collection_modifyitems(items):
+    """The longest files first: two processes that share the tests then end together."""
+    longest = ("test_smoke", "test_reproduce", "test_faults")
+    items.sort(key=lambda item: next((i for i, name in enumerate(longest) if name in item.nodeid), len(longest)))
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch) -> Path:
     """Every test writes into a folder of its own."""

@@ -7,7 +7,7 @@ import kills
 import nbformat
 import pytest
 
-from kwslib import paths, records, report, reproduce
+from kwslib import paths, provenance, records, report, reproduce
 from kwslib.config import CRNNConfig
 from kwslib.experiments import Experiment, run
 from kwslib.study import open_study
@@ -36,7 +36,9 @@ def notebooks(tmp_path, monkeypatch):
             kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
             nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / f"{name}.ipynb")
 
-    return write
+    provenance.of_run.cache_clear()  # of this repository
+    yield write
+    provenance.of_run.cache_clear()
 
 
 @pytest.fixture
