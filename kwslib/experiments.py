@@ -21,7 +21,7 @@ from kwslib.config import describe
 from kwslib.features import one_thread
 from kwslib.recipe import Experiment
 from kwslib.study import ExperimentError, Results, Study
-from kwslib.task import Task, device, execute, identity_on_disk, refresh, split_label, take_time
+from kwslib.task import Task, device, execute, identity_on_disk, refresh, take_time
 
 SHORT_OF_MEMORY = "out of memory: "
 GPU_JOBS = 4  # trainings that share one GPU: each takes about half a gigabyte of its memory
@@ -46,7 +46,9 @@ def run(study: Study, experiments: Sequence[Experiment]) -> Results:
     if failures:
         listing = "; ".join(f"{label}: {error}" for label, error in failures.items())
         listing = f"{len(failures)} runs failed, the others are kept. {listing}"
-        seeds_left = {e.name: study.seeds - sum(split_label(f)[0] == e.name for f in failures) for e in experiments}
+        seeds_left = {
+            e.name: study.seeds - sum(paths.split_label(f)[0] == e.name for f in failures) for e in experiments
+        }
         if not all(seeds_left.values()):
             raise ExperimentError(listing)
         warnings.warn(listing, stacklevel=2)
@@ -68,10 +70,10 @@ def _run(study: Study, experiments: Sequence[Experiment]) -> dict[str, str]:
 
     def fail(label: str, error: str) -> None:
         failures[label] = error
-        records.note_failure(study.name, *split_label(label), error)
+        records.note_failure(study.name, *paths.split_label(label), error)
         _drop_unless_done(tasks[label])  # of another recipe: it must not be averaged with the seeds that went well
 
-    lost = _without_origin(waiting)  # complains before anything is computed
+    lost = _without_origin(study, waiting)  # complains before anything is computed
     _check_controls(study, experiments)
     for task in waiting:
         records.forget_failure(study.name, task.experiment.name, task.seed)
@@ -111,23 +113,23 @@ def _run(study: Study, experiments: Sequence[Experiment]) -> dict[str, str]:
     return failures
 
 
-def _without_origin(tasks: list[Task]) -> dict[str, str]:
+def _without_origin(study: Study, tasks: list[Task]) -> dict[str, str]:
     """Runs that build on one of an earlier notebook that failed, and why, by label.
 
     Raises:
         ExperimentError: what an experiment builds on is missing, and no failure tells why: it was never run.
     """
     here = {task.experiment.name for task in tasks}
-    failed = {f"{row['experiment']}-seed{row['seed']}" for row in records.failures(paths.reports(tasks[0].study.name))}
+    failed = {paths.label(row["experiment"], row["seed"]) for row in records.failures(paths.reports(study.name))}
     reasons: dict[str, str] = {}
     for task in tasks:
         for name in set(task.experiment.needs) - here:
             try:
-                identity_on_disk(task.study, name, task.seed)
+                identity_on_disk(study, name, task.seed)
             except ExperimentError:
-                if f"{name}-seed{task.seed}" not in failed:
+                if (origin := paths.label(name, task.seed)) not in failed:
                     raise
-                reasons[task.label] = f"needs {name}-seed{task.seed}, which failed"
+                reasons[task.label] = f"needs {origin}, which failed"
     return reasons
 
 
@@ -173,8 +175,8 @@ def _drop_other_recipes(todo: list[Task]) -> None:
     Otherwise a run with fewer seeds would be averaged with what is no longer the same experiment.
     """
     for experiment, study in {task.experiment: task.study for task in todo}.items():
-        for file in (paths.reports(study.name) / "records").glob(f"{experiment.name}-seed*.json"):
-            seed = split_label(file.stem)[1]
+        for file in records.folder(study.name).glob(f"{experiment.name}-seed*.json"):
+            seed = paths.split_label(file.stem)[1]
             if seed >= study.seeds:
                 _drop_unless_done(Task(study, experiment, seed, order=0))
 

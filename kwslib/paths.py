@@ -16,6 +16,21 @@ ROOT = Path(__file__).resolve().parents[1]
 MOST_BYTES = 80  # of a slug: a study's name has up to four, and no system takes more than 255
 
 
+def label(experiment: str, seed: int) -> str:
+    """The name of a run, with which those of its files begin.
+
+    >>> label("a1-kd", 2), split_label("a1-kd-seed2")
+    ('a1-kd-seed2', ('a1-kd', 2))
+    """
+    return f"{experiment}-seed{seed}"
+
+
+def split_label(run: str) -> tuple[str, int]:
+    """Experiment and seed of a run's label."""
+    name, _, seed = run.rpartition("-seed")
+    return name, int(seed)
+
+
 def home() -> Path:
     """Folder that holds ``data/ data_splits/ checkpoints/ reports/`` of a run.
 

@@ -66,7 +66,7 @@ def _figure(
 def save(figure: Figure, study: str, name: str, records: Sequence[dict] = ()) -> Path:
     """Write ``reports/<study>/figures/<name>.svg``; the file's description names its records."""
     path = paths.reports(study) / "figures" / f"{name}.svg"
-    drawn_from = ", ".join(f"{r['experiment']}-seed{r['seed']}" for r in records) or "the arrays of its notebook"
+    drawn_from = ", ".join(paths.label(r["experiment"], r["seed"]) for r in records) or "the arrays of its notebook"
     drawn = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(drawn, format="svg", metadata={"Date": None, "Description": f"drawn from {drawn_from}"})

@@ -69,7 +69,7 @@ def made_once(path: Path, complete: str = "") -> Iterator[bool]:
         yield False
         return
     with FileLock(path.with_name(path.name + ".lock")):
-        remove_left_behind(path.parent, f"{path.stem}*")
+        remove_left_behind(path.parent, f"{path.name.removesuffix('.npy')}*")  # and what belongs to an array
         if complete and not (path / complete).exists():
             shutil.rmtree(path, ignore_errors=True)
         yield not path.exists()

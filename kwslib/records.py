@@ -62,7 +62,7 @@ def folder(study: str) -> Path:
 
 def path(study: str, experiment: str, seed: int) -> Path:
     """Where the record of a run is kept."""
-    return folder(study) / f"{experiment}-seed{seed}.json"
+    return folder(study) / f"{paths.label(experiment, seed)}.json"
 
 
 def write(study: str, record: dict) -> Path:
@@ -80,7 +80,7 @@ def _digest(record: dict) -> str:
 
 
 def _failure(study: str, experiment: str, seed: int) -> Path:
-    return paths.reports(study) / "failures" / f"{experiment}-seed{seed}.json"
+    return paths.reports(study) / "failures" / f"{paths.label(experiment, seed)}.json"
 
 
 def note_failure(study: str, experiment: str, seed: int, error: str) -> None:
@@ -122,7 +122,8 @@ def read(file: Path) -> dict:
     try:
         record = json.loads(file.read_text())
         known = record["schema"] == SCHEMA
-        edited = known and record["run"].get("sha256", _digest(record)) != _digest(record)  # early ones have none
+        checked = known and "sha256" in record["run"]  # early ones have none
+        edited = checked and record["run"]["sha256"] != _digest(record)
     except (AttributeError, OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise RecordError(f"{file} is not a record ({error}): delete it and run the study again") from None
     if not known:

@@ -426,7 +426,7 @@ def publish(study: str) -> None:
     source, target = paths.reports(study), paths.reports(f"reference/{study}")
     found = records.load(study)  # complains when there is nothing to publish
     if failed := records.failures(source):
-        names = ", ".join(f"{row['experiment']}-seed{row['seed']}" for row in failed)
+        names = ", ".join(paths.label(row["experiment"], row["seed"]) for row in failed)
         raise records.RecordError(
             f"{study} is not complete, these runs failed: {names}. Run 'make reproduce' again first"
         )
@@ -446,7 +446,7 @@ def publish(study: str) -> None:
     executed_ones = sorted((source / "notebooks").glob("0*.ipynb"))
     for appendix, variant in APPENDICES.items():
         if (source / "notebooks" / f"{appendix}.ipynb").exists():
-            shutil.copytree(paths.reports(f"{study}-{variant}") / "records", target / f"{variant}-records")
+            shutil.copytree(records.folder(f"{study}-{variant}"), target / f"{variant}-records")
             executed_ones.append(source / "notebooks" / f"{appendix}.ipynb")
     for executed in executed_ones:
         notebook = _without_progress(executed)

@@ -234,10 +234,10 @@ def expected_s(study: Study) -> dict[str, float]:
     own = folder / study.name if (folder / study.name).exists() else folder / PUBLISHED
     took: dict[str, list[float]] = {}
     for file in sorted((own / "records").glob("*-seed*.json")):
-        took.setdefault(file.stem.rpartition("-seed")[0], []).append(json.loads(file.read_text())["run"]["wall_s"])
+        took.setdefault(paths.split_label(file.stem)[0], []).append(json.loads(file.read_text())["run"]["wall_s"])
     share = study.profile.epochs_percent / 100
     return {
-        f"{name}-seed{seed}": share * sum(seconds) / len(seconds)
+        paths.label(name, seed): share * sum(seconds) / len(seconds)
         for name, seconds in took.items()
         for seed in range(study.seeds)
     }

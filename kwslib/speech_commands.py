@@ -14,11 +14,11 @@ from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from filelock import FileLock
 from torchaudio.datasets.speechcommands import _CHECKSUMS
 from tqdm.auto import tqdm
 
 from kwslib import paths
+from kwslib.processes import made_once
 
 ARCHIVES = {url.rpartition("/")[2].removesuffix(".tar.gz"): (url, sha256) for url, sha256 in _CHECKSUMS.items()}
 UNPACKED = 1.7  # times the size of the archive
@@ -53,11 +53,10 @@ def folder(name: str) -> Path:
             too little room.
     """
     target = paths.downloads() / name
-    if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_name(name + ".lock")):  # a second process waits, and finds it done
-            if not target.is_dir():
-                _fetch_and_unpack(name, target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with made_once(target) as missing:
+        if missing:
+            _fetch_and_unpack(name, target)
     return target
 
 

@@ -106,7 +106,7 @@ class Study:
         return pd.DataFrame({"value": rows})
 
     def checkpoint(self, experiment: str, seed: int = 0) -> Path:
-        return paths.checkpoints(self.name) / f"{experiment}-seed{seed}.pt"
+        return paths.checkpoints(self.name) / f"{paths.label(experiment, seed)}.pt"
 
     def model(self, experiment: str, seed: int = 0) -> nn.Module:
         """The trained model of an experiment.
@@ -225,7 +225,7 @@ def open_study(
 def _refuse_to_overwrite(study: Study) -> None:
     """A quick run must not replace the results of a long one, nor a keyword those of another."""
     sizes = list(PROFILES)
-    for file in (paths.reports(study.name) / "records").glob("*.json"):
+    for file in records.folder(study.name).glob("*.json"):
         try:
             found = records.read(file)
         except records.RecordError:

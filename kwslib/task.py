@@ -48,7 +48,7 @@ class Task:
 
     @property
     def label(self) -> str:
-        return f"{self.experiment.name}-seed{self.seed}"
+        return paths.label(self.experiment.name, self.seed)
 
     @property
     def teacher_seeds(self) -> list[int]:
@@ -56,7 +56,7 @@ class Task:
         if not self.experiment.ensemble:
             return [self.seed]
         files = self.study.checkpoint(self.experiment.teacher).parent.glob(f"{self.experiment.teacher}-seed*.pt")
-        return sorted(split_label(file.stem)[1] for file in files) or [self.seed]
+        return sorted(paths.split_label(file.stem)[1] for file in files) or [self.seed]
 
     @cached_property
     def identity(self) -> str:
@@ -77,7 +77,7 @@ class Task:
     def needed_labels(self) -> set[str]:
         """Runs that must be finished first: those with the same seed; for an ensemble all of the teacher."""
         experiment, seeds = self.experiment, range(self.study.seeds) if self.experiment.ensemble else [self.seed]
-        return {f"{name}-seed{seed}" for name in experiment.needs for seed in seeds}
+        return {paths.label(name, seed) for name in experiment.needs for seed in seeds}
 
     def is_done(self) -> bool:
         """Whether record and checkpoint of exactly this recipe are there and belong together."""
@@ -91,16 +91,6 @@ class Task:
         same_file = record.get("checkpoint") == {"file": checkpoint.name, "sha256": sidecar.get("sha256")}
         same_file &= all(record.get(key) == sidecar.get(key) for key in ("model", "features", "keyword", "threshold"))
         return record.get("identity") == self.identity == sidecar.get("identity") and same_file
-
-
-def split_label(label: str) -> tuple[str, int]:
-    """Experiment and seed of a run's label, which is also the name of its files.
-
-    >>> split_label("a1-kd-seed2")
-    ('a1-kd', 2)
-    """
-    name, _, seed = label.rpartition("-seed")
-    return name, int(seed)
 
 
 def identity_on_disk(study: Study, experiment: str, seed: int) -> str:

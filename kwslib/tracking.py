@@ -21,7 +21,7 @@ TIME_LIMIT_S = 120
 
 def csv_path(study: str, experiment: str, seed: int) -> Path:
     """Where the training log of a run is kept."""
-    return paths.reports(study) / "logs" / f"{experiment}-seed{seed}.csv"
+    return paths.reports(study) / "logs" / f"{paths.label(experiment, seed)}.csv"
 
 
 class CsvLog:
@@ -76,8 +76,8 @@ def _copy_to_wandb(study: str, folder: Path, logs: list[Path]) -> None:
     import wandb
 
     for log in logs:
-        name, _, seed = log.stem.rpartition("-seed")
-        run = wandb.init(project=f"kws-{study}", name=log.stem, group=name, dir=folder, config={"seed": int(seed)})
+        name, seed = paths.split_label(log.stem)
+        run = wandb.init(project=f"kws-{study}", name=log.stem, group=name, dir=folder, config={"seed": seed})
         with log.open(newline="") as rows:
             for row in csv.DictReader(rows):
                 run.log({key: json.loads(value) for key, value in row.items()})

@@ -114,7 +114,7 @@ def _row(pairs, what: Callable[[dict], object], tolerance: str, required: bool =
 
 
 def _counted(equal: Iterable[bool], pairs, tolerance: str, required: bool = True) -> dict:
-    labels = [f"{a['experiment']}-seed{a['seed']}" for a, _ in pairs]
+    labels = [paths.label(a["experiment"], a["seed"]) for a, _ in pairs]
     outside = [label for label, same in zip(labels, equal, strict=True) if not same]
     agree = len(labels) - len(outside)
     row = {"compared": len(labels), "agree": agree, "tolerance": tolerance, "required": required}
@@ -162,7 +162,7 @@ def _rescored(study: Study, run: dict, folder: Path) -> list[dict]:
     """The row of each of a run's files; scored on one thread, as after its training."""
     torch.set_num_threads(1)
     test, recorded = study.split.test, run["metrics"]["au_fa_fr"]
-    checkpoint = folder / f"{run['experiment']}-seed{run['seed']}.pt"
+    checkpoint = folder / f"{paths.label(run['experiment'], run['seed'])}.pt"
     compact = checkpoint.with_suffix(checkpoints.COMPACT_SUFFIX)
     rows = []
     for file in (checkpoint, compact) if compact.exists() else (checkpoint,):  # large ones are not published

@@ -223,6 +223,11 @@ def test_a_control_must_be_there_and_train_as_long(study):
         run(study, [dataclasses.replace(STUDENT, control="nobody")])
 
 
+def test_nothing_to_run_gives_what_there_is(study):
+    run(study, [BASELINE])
+    assert list(run(study, []).summary.index) == ["baseline"]
+
+
 def test_missing_needs_and_bad_recipes_are_named(study):
     with pytest.raises(ExperimentError, match="'baseline' .* is needed but has no checkpoint"):
         run(study, [STUDENT])

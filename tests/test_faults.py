@@ -167,6 +167,14 @@ def test_a_second_run_of_a_study_is_told_who_is_at_it(study):
     assert not (folder / ".run.json").exists()
 
 
+def test_only_leftovers_of_the_same_thing_are_removed(tmp_path):
+    mine, labels = tmp_path / "words_v0.01-ab.npy", tmp_path / "words_v0.01-ab-labels.npy.1234.tmp"
+    other = tmp_path / "words_v0.02-cd.1234.tmp"  # being made at this moment by another process
+    labels.touch(), other.mkdir()
+    with processes.made_once(mine) as missing:
+        assert missing and other.exists() and not labels.exists()
+
+
 def test_a_worker_ends_with_the_process_that_started_it(tmp_path):
     code = (
         "import os, subprocess, sys, time\n"
