@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -54,8 +55,12 @@ def commands(corpus: Path, make: bool) -> list[str]:
 
 def started(command: list[str], home: Path, log: Path, **environment: str) -> psutil.Popen:
     variables = {**os.environ, "KWS_HOME": str(home), "WANDB_MODE": "disabled", "PYTHONPATH": str(ROOT), **environment}
+    def listen_to_ctrl_c() -> None:  # which tests that a shell runs in the background would hand on as ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     with log.open("a") as file:
-        return psutil.Popen(command, cwd=ROOT, env=variables, stdout=file, stderr=file, start_new_session=True)
+        options = {"stdout": file, "stderr": file, "start_new_session": True, "preexec_fn": listen_to_ctrl_c}
+        return psutil.Popen(command, cwd=ROOT, env=variables, **options)
 
 
 def tree(process: psutil.Process) -> list[psutil.Process]:
@@ -68,10 +73,10 @@ def tree(process: psutil.Process) -> list[psutil.Process]:
 
 def kill_all(victims: list[psutil.Process]) -> None:
     """At the same instant: nobody has time to notice that another is gone."""
-    for signal in ("suspend", "kill"):
+    for action in ("suspend", "kill"):
         for victim in victims:
             try:
-                getattr(victim, signal)()
+                getattr(victim, action)()
             except psutil.NoSuchProcess:
                 pass
 
