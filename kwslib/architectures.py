@@ -84,11 +84,6 @@ class BCResNetConfig:
     num_classes: int = 2
 
 
-def _only(logits: Tensor) -> Outputs:
-    """Outputs of a net that has no attention and no recurrent layers."""
-    return Outputs(logits, None, None, None, None)
-
-
 def _separable_blocks(config: "SeparableConfig | TimeNetConfig", padded: bool) -> list[list[nn.Module]]:
     blocks, size = [], config.n_mels
     for channels, kernel, stride in zip(config.channels, config.kernels, config.strides, strict=True):
@@ -119,7 +114,7 @@ class SeparableNet(nn.Module):
         return self.classifier(self.blocks(logmel).mean(-1))
 
     def outputs(self, logmel: Tensor) -> Outputs:
-        return _only(self(logmel))
+        return Outputs(self(logmel))
 
 
 class _Mean(nn.Module):
@@ -187,7 +182,7 @@ class TimeNet(nn.Module):
         return self.classifier(self.steps(logmel).mean(1))
 
     def outputs(self, logmel: Tensor) -> Outputs:
-        return _only(self(logmel))
+        return Outputs(self(logmel))
 
 
 class _SubSpectralNorm(nn.Module):
@@ -262,7 +257,7 @@ class BCResNet(nn.Module):
         return self.classifier(self.blocks(logmel.unsqueeze(1)).mean((2, 3)))
 
     def outputs(self, logmel: Tensor) -> Outputs:
-        return _only(self(logmel))
+        return Outputs(self(logmel))
 
 
 class Ensemble(nn.Module):
@@ -277,7 +272,7 @@ class Ensemble(nn.Module):
 
     def outputs(self, logmel: Tensor) -> Outputs:
         each = [member.outputs(logmel) for member in self.members]
-        mean = _only(torch.stack([out.logits for out in each]).mean(0))
+        mean = Outputs(torch.stack([out.logits for out in each]).mean(0))
         if any(out.attention is None for out in each):
             return mean
         return mean._replace(attention=torch.stack([out.attention for out in each]).mean(0))

@@ -21,7 +21,7 @@ from kwslib.config import CELLS, CRNNConfig
 
 
 class Outputs(NamedTuple):
-    """What a loss may look at.
+    """What a loss may look at; a net that has no such part, or is asked for its logits alone, leaves it out.
 
     Attributes:
         logits: (B, K).
@@ -32,10 +32,10 @@ class Outputs(NamedTuple):
     """
 
     logits: Tensor
-    attention: Tensor
-    steps: Tensor
-    hidden: Tensor
-    context: Tensor
+    attention: Tensor | None = None
+    steps: Tensor | None = None
+    hidden: Tensor | None = None
+    context: Tensor | None = None
 
 
 class Attention(nn.Module):

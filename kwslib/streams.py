@@ -55,6 +55,7 @@ class StreamSpec:
         keyword_times_s: when a keyword clip begins in every track, besides the other words.
         name: of the file that says all this.
         fa_per_h: false alarms per hour that a detector is allowed on it, where one is to be tuned to it.
+        least_found: share of its keywords that this detector should find, see ``decide.decide``.
 
     Raises:
         SpecError: a value that makes no stream.
@@ -70,6 +71,7 @@ class StreamSpec:
     keyword_times_s: tuple[float, ...] = ()
     name: str = ""
     fa_per_h: float | None = None
+    least_found: float | None = None
 
     def __post_init__(self):
         for name in ("snr_db", "noise", "keyword_times_s"):
@@ -91,6 +93,10 @@ class StreamSpec:
             raise SpecError(f"keyword_share must be from 0 to 1, not {self.keyword_share}")
         if self.fa_per_h is not None and not (isinstance(self.fa_per_h, int | float) and 0 <= self.fa_per_h < np.inf):
             raise SpecError(f"fa_per_h must be a number from 0 on, not {self.fa_per_h}")
+        if self.least_found is not None:
+            share = self.least_found
+            if self.fa_per_h is None or not (isinstance(share, int | float) and 0 < share <= 1):
+                raise SpecError(f"least_found is a share above 0, up to 1, beside a fa_per_h, not {share}")
         if any(abs(level) > LOUDEST_DB for level in levels_db):
             raise SpecError(f"noise_db and snr_db are from -{LOUDEST_DB} to {LOUDEST_DB}, not {levels_db}")
         if len(self.snr_db) != 2 or self.snr_db[0] > self.snr_db[1]:
@@ -231,7 +237,7 @@ def prepare(corpus: Corpus, rows: Sequence[int], keyword: str, spec: StreamSpec)
         SpecError: as ``render``.
     """
     rows = np.asarray(rows)
-    heard = replace(spec, name="", fa_per_h=None)  # these change no sample
+    heard = replace(spec, name="", fa_per_h=None, least_found=None)  # these change no sample
     key = identity(VERSION, corpus.fingerprint, rows.tolist(), keyword, heard)
     path, about = corpus.folder / f"stream-{key}.npy", corpus.folder / f"stream-{key}.json"
     with made_once(path) as missing:

@@ -16,6 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kwslib import paths
+from kwslib.architectures import Ensemble
 from kwslib.augment import Augmentation, spec_augment
 from kwslib.metrics import au_fa_fr
 from kwslib.models import (
@@ -343,7 +344,10 @@ class _Loop:
 
     def _outputs(self, model: nn.Module, x: Tensor, labels: Tensor) -> Outputs:
         """What a model says of each clip; of each second of a stream, its logits where it scores highest."""
-        return model.outputs(x) if labels.dim() == 1 else _pooled(model, x, labels)
+        if labels.dim() == 1:
+            return model.outputs(x)
+        members = model.members if isinstance(model, Ensemble) else [model]
+        return Outputs(torch.stack([_pooled(member, x, labels) for member in members]).mean(0))
 
     def validate(self, epoch: int) -> dict:
         """Score the selection part; remember the weights when they are the best so far."""
@@ -388,7 +392,7 @@ class _Loop:
         return state["history"]
 
 
-def _pooled(model: nn.Module, x: Tensor, labels: Tensor) -> Outputs:
+def _pooled(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
     """Logits of each second of pieces of stream, at the step that scores highest: (B, F, T), (B, K) -> (B * K, 2)."""
     config, seconds = model.config, labels.shape[1]
     length = x.shape[2] // seconds
@@ -403,7 +407,7 @@ def _pooled(model: nn.Module, x: Tensor, labels: Tensor) -> Outputs:
         asked = (second == number) & ~(after_keyword[:, number, None] & (into < length // 2))
         best.append(scores.masked_fill(~asked, -torch.inf).argmax(1))
     index = torch.stack(best, dim=1)[..., None].expand(-1, -1, logits.shape[2])
-    return Outputs(logits.gather(1, index).flatten(0, 1), None, None, None, None)
+    return logits.gather(1, index).flatten(0, 1)
 
 
 def _name(position: int, term: object) -> str:

@@ -55,6 +55,7 @@ def commands(corpus: Path, make: bool) -> list[str]:
 
 def started(command: list[str], home: Path, log: Path, **environment: str) -> psutil.Popen:
     variables = {**os.environ, "KWS_HOME": str(home), "WANDB_MODE": "disabled", "PYTHONPATH": str(ROOT), **environment}
+
     def listen_to_ctrl_c() -> None:  # which tests that a shell runs in the background would hand on as ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 

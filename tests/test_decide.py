@@ -79,6 +79,20 @@ def test_smoothing_is_taken_where_it_helps():
     assert decide.decide([Heard(keywords, 60.0, times, clean)], fa_per_h=0.0).smoothing_steps == 1
 
 
+def test_where_there_is_room_the_threshold_is_in_the_middle_between_alarms_and_misses():
+    scores = np.zeros(600)
+    times = np.arange(1, 601) / 10
+    keywords = [(10.0 * i + 2, 10.0 * i + 3) for i in range(6)]
+    for (start, _), peak in zip(keywords, (9.0, 9.0, 9.0, 8.0, 6.0, 1.0), strict=True):
+        scores[np.searchsorted(times, start + 0.5)] = peak
+    scores[75] = 2.0  # the only alarm: thresholds above 2 have none
+    tracks = [Heard(keywords, 60.0, times, scores)]
+    for share, threshold in ((None, 2.0), (5 / 6, (2 + 6) / 2), (0.5, (2 + 9) / 2), (1.0, 2.0)):  # the 1.0 are below
+        made = decide.decide(tracks, fa_per_h=0.0, least_found=share)
+        assert made.threshold == pytest.approx(threshold) and made.least_found == share
+        assert streams.heard(made.smooth(tracks), [made.threshold])["fa_per_h"].iloc[0] == 0
+
+
 @pytest.fixture
 def measured(folder):
     corpus = corpora.load(str(folder), "go")

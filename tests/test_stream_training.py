@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kwslib import corpora, sequences, train
+from kwslib.architectures import Ensemble
 from kwslib.augment import WITHOUT_MASKS
 from kwslib.config import CELLS, CRNNConfig
 from kwslib.losses import Labels, SoftTargets
@@ -39,7 +40,7 @@ def test_a_second_counts_by_its_highest_step_but_not_just_after_a_keyword():
     model, seconds = net(), 3
     x = torch.randn(2, 40, 100 * seconds + 1, generator=torch.Generator().manual_seed(0)) * 4 - 8
     labels = torch.tensor([[0, 1, 0], [1, 0, 0]])
-    found = train._pooled(model, x, labels).logits.unflatten(0, (2, seconds))
+    found = train._pooled(model, x, labels).unflatten(0, (2, seconds))
     for row in range(2):
         logits = step_logits(model, x[row : row + 1], model.config.n_steps(101))[0]
         for second in range(seconds):
@@ -79,7 +80,7 @@ def alarms_and_misses(model, data) -> tuple[float, float]:
     """Of the seconds of pieces: share of others and of keywords whose highest score is on the wrong side."""
     x, labels = torch.from_numpy(data.pieces).float(), torch.from_numpy(data.said).long()
     with torch.no_grad():
-        score = keyword_score(train._pooled(model, x, labels).logits)
+        score = keyword_score(train._pooled(model, x, labels))
     labels = labels.flatten()
     return (score[labels == 0] > 0).float().mean().item(), (score[labels == 1] <= 0).float().mean().item()
 
@@ -100,6 +101,17 @@ def test_it_helps_on_a_stream(data):
     tuned = StreamTune(Training(epochs=20, batch_size=40))(model, tune)
     after = alarms_and_misses(tuned, data)
     assert sum(after) < sum(before) and max(after) <= 0.1
+
+
+def test_an_ensemble_teaches_by_the_mean_of_what_its_members_say_at_their_best_steps(data):
+    members = [net(), net(cell="rnn")]
+    loop = train._Loop(CRNN(TINY), None, data, Training(epochs=1), (Labels(),), WITHOUT_MASKS, 0, "cpu")
+    x, labels = torch.from_numpy(data.pieces[:3]).float(), torch.from_numpy(data.said[:3]).long()
+    with torch.no_grad():
+        found = loop._outputs(Ensemble(members), x, labels)
+        each = [train._pooled(member, x, labels) for member in members]
+    torch.testing.assert_close(found.logits, (each[0] + each[1]) / 2)
+    assert found.attention is None
 
 
 @pytest.mark.parametrize("bits", [0, 4])
