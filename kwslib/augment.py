@@ -240,6 +240,21 @@ def _view_block(corpus, rows, others, seed, config, features, out, batch=128) ->
             out[i : i + batch] = front_end(vary(clips, words_before, corpus.noise, config, g)).numpy()
 
 
+def warp_mels(logmel: Tensor, most: float, g: Generator) -> Tensor:
+    """Stretch or squeeze the mel axis of every example by up to ``most``, as a shorter or longer vocal tract does.
+
+    What lies between bins is interpolated; above the highest bin it is repeated. (B, F, T) -> same.
+
+    Source: vocal tract length perturbation, Jaitly, Hinton 2013, who scale frequencies instead of mels.
+    """
+    factors = 1 + most * (2 * torch.rand(len(logmel), generator=g) - 1)
+    highest = logmel.shape[1] - 1
+    source = (torch.arange(highest + 1) * factors[:, None]).clamp(max=highest)  # (B, F): where each bin is read
+    below = source.long().clamp(max=highest - 1)
+    left, right = (logmel.gather(1, (below + side)[..., None].expand(-1, -1, logmel.shape[2])) for side in (0, 1))
+    return torch.lerp(left, right, (source - below)[..., None])
+
+
 def spec_augment(logmel: Tensor, config: Augmentation, g: Generator) -> Tensor:
     """Mask one band of mel bins and one stretch of frames in every example.
 

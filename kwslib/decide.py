@@ -210,7 +210,8 @@ def measure(model: nn.Module, step: Decide, val: dict[str, Tracks], test: dict[s
 
     Returns:
         The decision, and ``points`` (what is counted, one row for each stream, way of running and rate that was
-        allowed) with ``curves`` (false alarms per hour and the least miss rate, by stream and way of running).
+        allowed; ``val_miss_rate`` is at that rate on val, without any distance, so that models can be compared) with
+        ``curves`` (false alarms per hour and the least miss rate, by stream and way of running).
     """
     points, curves = [], {}
     decision = None
@@ -222,7 +223,8 @@ def measure(model: nn.Module, step: Decide, val: dict[str, Tracks], test: dict[s
             decision = decision or made  # of the first stream, with carried state
             tracks = listen(model, test[name], reset_steps) if reset_steps else on_test[name]
             row = {"stream": name, "state": state, "asked_fa_per_h": fa_per_h, **counted(tracks, made)}
-            points.append(row | {"val_miss_rate": counted(on_val, made)["miss_rate"]})
+            closest = replace(made, threshold=calibrate(made.smooth(on_val), fa_per_h, made.refractory_s))
+            points.append(row | {"val_miss_rate": counted(on_val, closest)["miss_rate"]})
             curve = det(made.smooth(tracks), made.refractory_s, CURVE_POINTS).drop_duplicates("fa_per_h")
             curves[f"{name}, {state}"] = {
                 "fa_per_h": curve["fa_per_h"].round(4).tolist(),

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kwslib import paths
 from kwslib.architectures import Ensemble
-from kwslib.augment import Augmentation, spec_augment
+from kwslib.augment import Augmentation, spec_augment, warp_mels
 from kwslib.metrics import au_fa_fr
 from kwslib.models import (
     CRNN,
@@ -105,14 +105,17 @@ class StreamTune:
     Attributes:
         training: with the experiment's losses, teacher and augmentation.
         bits: quantization-aware, for a ``WeightInt`` of so many bits that follows; 0 for float32.
+        mel_warp: each piece is heard with the mel axis stretched or squeezed by up to this share, differently every
+            time, by the teacher, too: more speakers than there are.
     """
 
     training: Training
     sequences: Sequences = Sequences()
     bits: int = 0
+    mel_warp: float = 0.0
 
     def __call__(self, model: nn.Module, tune: Callable) -> nn.Module:
-        tune(model, self.training, sequences=self.sequences, weight_bits=self.bits)
+        tune(model, self.training, sequences=self.sequences, weight_bits=self.bits, mel_warp=self.mel_warp)
         return model.eval()
 
 
@@ -185,6 +188,7 @@ def fit(
     teacher: nn.Module | None = None,
     trained: bool = False,
     weight_bits: int = 0,
+    mel_warp: float = 0.0,
     penalty: Callable[[nn.Module], Tensor] | None = None,
     resume: Path | None = None,
     on_epoch: Callable[[dict], None] = lambda row: None,
@@ -199,6 +203,7 @@ def fit(
         weight_bits: quantization-aware: forward and backward see weights of so many bits, and the rounded
             model is validated (scales and biases still in float32); the optimizer moves the unrounded ones
             (straight-through, Bengio et al. 2013, arXiv:1308.3432). 0 leaves the weights alone.
+        mel_warp: log-mels are stretched along the mel axis by up to this share, see ``augment.warp_mels``.
         penalty: of the model's weights, added to the losses; then the last epoch is kept instead of the best, as
             it is with pieces of stream: the best clip model is not the best there.
         resume: file that holds the whole state after each epoch; picked up when it exists.
@@ -221,7 +226,9 @@ def fit(
         raise ValueError(f"a {type(model).__name__} cannot absorb a normalization: train it with normalize=False")
     if teacher is not None:
         teacher = teacher.to(device).eval()
-    loop = _Loop(model.to(device), teacher, data, training, losses, augmentation, seed, device, weight_bits, penalty)
+    loop = _Loop(
+        model.to(device), teacher, data, training, losses, augmentation, seed, device, weight_bits, mel_warp, penalty
+    )
     if trained and training.normalize:  # it has absorbed these constants; now they come from outside again
         absorb_normalization(model, -loop.mean / loop.std, 1 / loop.std)
     history = loop.load(resume) if resume is not None else []
@@ -246,9 +253,10 @@ class _Loop:
     """The state that must survive an interruption, and what it works on."""
 
     def __init__(
-        self, model, teacher, data, training, losses, augmentation, seed: int, device: str, weight_bits=0, penalty=None
-    ):
-        self.weight_bits, self.penalty = weight_bits, penalty
+        self, model, teacher, data, training, losses, augmentation, seed: int, device: str, weight_bits=0,
+        mel_warp=0.0, penalty=None,
+    ):  # fmt: skip
+        self.weight_bits, self.mel_warp, self.penalty = weight_bits, mel_warp, penalty
         self.model, self.teacher, self.data, self.device = model, teacher, data, device
         self.training, self.losses, self.augmentation = training, losses, augmentation
         self.random = Generator().manual_seed(seed)
@@ -290,7 +298,10 @@ class _Loop:
         for i, (index, labels) in enumerate(batches):
             rate = learning_rate_factor(self.training, (epoch + i / len(batches)) / self.training.epochs)
             self.optimizer.param_groups[0]["lr"] = self.training.learning_rate * rate
-            x = spec_augment(torch.from_numpy(source[index]).float(), self.augmentation, self.random).to(self.device)
+            x = torch.from_numpy(source[index]).float()
+            if self.mel_warp:
+                x = warp_mels(x, self.mel_warp, self.random)
+            x = spec_augment(x, self.augmentation, self.random).to(self.device)
             for name, value in self._step(x, torch.from_numpy(labels).long().to(self.device)).items():
                 sums[name] = sums.get(name, 0.0) + value * len(labels) / n
         return sums

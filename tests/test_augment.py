@@ -135,3 +135,14 @@ def test_the_bank_is_the_same_every_time_and_shared_by_all_masks(folder):
     next(corpus.folder.glob("bank-*")).unlink()
     assert (bank(2, Augmentation()) == kept).all()
     assert (bank(3, Augmentation())[:2] == kept).all()  # more views leave the first as they are
+
+
+def test_the_mel_axis_is_stretched_by_a_share_of_its_own_for_each_example():
+    g = torch.Generator().manual_seed(0)
+    bins = torch.arange(40.0)[None, :, None].expand(200, 40, 3)  # each bin holds its own number
+    warped = augment.warp_mels(bins, 0.2, g)
+    factors = warped[:, 20, 0] / 20
+    assert 0.8 <= factors.min() < 0.85 and 1.15 < factors.max() <= 1.2
+    expected = (torch.arange(40.0) * factors[:, None]).clamp(max=39)
+    torch.testing.assert_close(warped, expected[..., None].expand(-1, -1, 3))
+    torch.testing.assert_close(augment.warp_mels(bins, 0.0, g), bins)
