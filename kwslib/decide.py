@@ -137,10 +137,9 @@ def decide(tracks: list[Heard], fa_per_h: float, least_found: float | None = Non
     _, steps, threshold = min(tried)
     best = Decision(threshold, steps, fa_per_h=fa_per_h, hours=hours, least_found=least_found)
     highest, is_keyword = highest_scores(best.smooth(tracks))
-    if least_found is not None:
-        best = replace(
-            best, threshold=max(threshold, (threshold + threshold_keeping(least_found, highest[is_keyword])) / 2)
-        )
+    if least_found is not None and is_keyword.any():
+        highest_good = threshold_keeping(least_found, highest[is_keyword])
+        best = replace(best, threshold=max(threshold, (threshold + highest_good) / 2))
     scale, offset = fitted_probability(highest, is_keyword)
     return replace(best, scale=scale, offset=offset)
 
