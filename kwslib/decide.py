@@ -20,7 +20,7 @@ SMOOTHING = (1, 2, 3)  # steps, tried on val
 RESET_STEPS = 2  # how often the model starts afresh where the state is not carried
 CURVE_POINTS = 60
 WISHES = ("fa_per_h", "hours", "least_found")  # what a decision was made for; one made otherwise has none
-VERSION = 3  # raise it when the same streams would give another decision or other figures
+VERSION = 4  # raise it when the same streams would give another decision or other figures
 
 
 @dataclass(frozen=True)
@@ -117,15 +117,29 @@ class Decide:
 
     def sized(self, percent: float) -> "Decide":
         """The same on shorter or longer streams."""
-        return replace(self, streams=tuple(replace(s, minutes=s.minutes * percent / 100) for s in self.streams))
+        share = percent / 100
+
+        def shorter(spec: StreamSpec) -> StreamSpec:
+            of_val = None if spec.val_minutes is None else spec.val_minutes * share
+            return replace(spec, minutes=spec.minutes * share, val_minutes=of_val)
+
+        return replace(self, streams=tuple(map(shorter, self.streams)))
 
 
 def decide(tracks: list[Heard], fa_per_h: float, least_found: float | None = None) -> Decision:
     """A decision from what a model says on val streams: smoothing, threshold and probabilities.
 
-    Of the smoothings the one that misses least at the lowest threshold with at most ``fa_per_h``, of equals the
-    shortest. That threshold has no room left for people who sound unlike those of val. Where a higher one still finds
-    ``least_found``, the threshold is in the middle between both: as far from too many alarms as from too few keywords.
+    The threshold of ``closest`` has no room left for people who sound unlike those of val. Where a higher one still
+    finds ``least_found``, the threshold is in the middle between both: as far from too many alarms as from too few
+    keywords.
+    """
+    return _with_room(closest(tracks, fa_per_h), tracks, least_found)
+
+
+def closest(tracks: list[Heard], fa_per_h: float) -> Decision:
+    """The decision that misses least with at most so many false alarms per hour on these tracks.
+
+    Its threshold is the lowest, its smoothing the one that misses least there, of equals the shortest.
     """
     hours = round(sum(track.other_hours for track in tracks), 3)
     tried = []
@@ -135,13 +149,17 @@ def decide(tracks: list[Heard], fa_per_h: float, least_found: float | None = Non
         missed = heard(smooth, [lowest])["miss_rate"].iloc[0]
         tried.append((missed, steps, lowest))
     _, steps, threshold = min(tried)
-    best = Decision(threshold, steps, fa_per_h=fa_per_h, hours=hours, least_found=least_found)
-    highest, is_keyword = highest_scores(best.smooth(tracks))
+    return Decision(threshold, steps, fa_per_h=fa_per_h, hours=hours)
+
+
+def _with_room(decision: Decision, tracks: list[Heard], least_found: float | None) -> Decision:
+    highest, is_keyword = highest_scores(decision.smooth(tracks))
+    threshold = decision.threshold
     if least_found is not None and is_keyword.any():
         highest_good = threshold_keeping(least_found, highest[is_keyword])
-        best = replace(best, threshold=max(threshold, (threshold + highest_good) / 2))
+        threshold = max(threshold, (threshold + highest_good) / 2)
     scale, offset = fitted_probability(highest, is_keyword)
-    return replace(best, scale=scale, offset=offset)
+    return replace(decision, threshold=threshold, least_found=least_found, scale=scale, offset=offset)
 
 
 def decision_of(sidecar: dict) -> Decision | None:
@@ -218,12 +236,12 @@ def measure(model: nn.Module, step: Decide, val: dict[str, Tracks], test: dict[s
     for name, fa_per_h, least_found in ((spec.name, spec.fa_per_h, spec.least_found) for spec in step.made_on):
         for state, reset_steps in (("carried", 0), ("reset", RESET_STEPS))[: 1 + (name in step.reset)]:
             on_val = listen(model, val[name], reset_steps)
-            made = decide(on_val, fa_per_h, least_found)
+            nearest = closest(on_val, fa_per_h)
+            made = _with_room(nearest, on_val, least_found)
             decision = decision or made  # of the first stream, with carried state
             tracks = listen(model, test[name], reset_steps) if reset_steps else on_test[name]
             row = {"stream": name, "state": state, "asked_fa_per_h": fa_per_h, **counted(tracks, made)}
-            closest = replace(made, threshold=calibrate(made.smooth(on_val), fa_per_h, made.refractory_s))
-            points.append(row | {"val_miss_rate": counted(on_val, closest)["miss_rate"]})
+            points.append(row | {"val_miss_rate": counted(on_val, nearest)["miss_rate"]})
             curve = det(made.smooth(tracks), made.refractory_s, CURVE_POINTS).drop_duplicates("fa_per_h")
             curves[f"{name}, {state}"] = {
                 "fa_per_h": curve["fa_per_h"].round(4).tolist(),
