@@ -20,7 +20,7 @@ SMOOTHING = (1, 2, 3)  # steps, tried on val
 RESET_STEPS = 2  # how often the model starts afresh where the state is not carried
 CURVE_POINTS = 60
 WISHES = ("fa_per_h", "hours", "least_found")  # what a decision was made for; one made otherwise has none
-VERSION = 4  # raise it when the same streams would give another decision or other figures
+VERSION = 3  # raise it when the same streams would give another decision or other figures
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,7 @@ class Decide:
 
     def sized(self, percent: float) -> "Decide":
         """The same on shorter or longer streams."""
-        share = percent / 100
-
-        def shorter(spec: StreamSpec) -> StreamSpec:
-            of_val = None if spec.val_minutes is None else spec.val_minutes * share
-            return replace(spec, minutes=spec.minutes * share, val_minutes=of_val)
-
-        return replace(self, streams=tuple(map(shorter, self.streams)))
+        return replace(self, streams=tuple(replace(s, minutes=s.minutes * percent / 100) for s in self.streams))
 
 
 def decide(tracks: list[Heard], fa_per_h: float, least_found: float | None = None) -> Decision:

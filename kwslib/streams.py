@@ -56,8 +56,6 @@ class StreamSpec:
         name: of the file that says all this.
         fa_per_h: false alarms per hour that a detector is allowed on it, where one is to be tuned to it.
         least_found: share of its keywords that this detector should find, see ``decide.decide``.
-        val_minutes: of the stream of val speakers on which the detector is tuned, where ``minutes`` would hold too few
-            alarms: at half an alarm per hour, four hours hold two.
 
     Raises:
         SpecError: a value that makes no stream.
@@ -74,7 +72,6 @@ class StreamSpec:
     name: str = ""
     fa_per_h: float | None = None
     least_found: float | None = None
-    val_minutes: float | None = None
 
     def __post_init__(self):
         for name in ("snr_db", "noise", "keyword_times_s"):
@@ -100,10 +97,6 @@ class StreamSpec:
             share = self.least_found
             if self.fa_per_h is None or not (isinstance(share, int | float) and 0 < share <= 1):
                 raise SpecError(f"least_found is a share above 0, up to 1, beside a fa_per_h, not {share}")
-        if self.val_minutes is not None:
-            longer = self.val_minutes
-            if self.fa_per_h is None or not (isinstance(longer, int | float) and 0.05 <= longer <= 10_000):
-                raise SpecError(f"val_minutes is from 0.05 to 10,000, beside a fa_per_h, not {longer}")
         if any(abs(level) > LOUDEST_DB for level in levels_db):
             raise SpecError(f"noise_db and snr_db are from -{LOUDEST_DB} to {LOUDEST_DB}, not {levels_db}")
         if len(self.snr_db) != 2 or self.snr_db[0] > self.snr_db[1]:
@@ -244,7 +237,7 @@ def prepare(corpus: Corpus, rows: Sequence[int], keyword: str, spec: StreamSpec)
         SpecError: as ``render``.
     """
     rows = np.asarray(rows)
-    heard = replace(spec, name="", fa_per_h=None, least_found=None, val_minutes=None)  # these change no sample
+    heard = replace(spec, name="", fa_per_h=None, least_found=None)  # these change no sample
     key = identity(VERSION, corpus.fingerprint, rows.tolist(), keyword, heard)
     path, about = corpus.folder / f"stream-{key}.npy", corpus.folder / f"stream-{key}.json"
     with made_once(path) as missing:

@@ -89,12 +89,11 @@ class Study:
     def streams(self, part: str, specs: Sequence[StreamSpec]) -> dict[str, Tracks]:
         """Long streams by name, made of the clips of one part of the split: ``val`` or ``test``.
 
-        Val streams draw from seeds of their own, other noise, other times, and are as long as ``val_minutes`` says.
+        Val streams draw from seeds of their own: other noise, other times.
         """
-        rows = getattr(self.split, part)
-        if part == "val":
-            specs = [replace(spec, seed=spec.seed + 1000, minutes=spec.val_minutes or spec.minutes) for spec in specs]
-        return {spec.name: streams.prepare(self.corpus, rows, self.keyword, spec) for spec in specs}
+        rows, shift = getattr(self.split, part), 1000 if part == "val" else 0
+        drawn = {spec.name: replace(spec, seed=spec.seed + shift) for spec in specs}
+        return {name: streams.prepare(self.corpus, rows, self.keyword, spec) for name, spec in drawn.items()}
 
     def sized(self, training: Training) -> Training:
         """A recipe's training with as many epochs as the profile makes of them."""

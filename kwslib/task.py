@@ -204,7 +204,7 @@ def _fit(
     train_rows, val_rows = study.split.train, study.split.val
     pieces, said = (None, None) if sequences is None else study.pieces(sequences, experiment.augmentation)
     data = train.Data(
-        bank=study.bank(experiment.augmentation) if pieces is None else None,
+        bank=study.bank(experiment.augmentation),
         labels=study.labels[train_rows],
         val=study.logmels[val_rows],
         val_labels=study.labels[val_rows],

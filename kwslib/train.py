@@ -124,14 +124,14 @@ class Data:
     """What a training reads: N clips to learn from in V augmented views, and the clips to select on.
 
     Attributes:
-        bank: (V, N, F, T) augmented log-mels, any float type, may be memory-mapped; None where there are pieces.
+        bank: (V, N, F, T) augmented log-mels, any float type, may be memory-mapped.
         labels: (N,) 0 or 1.
         val, val_labels: (M, F, T) log-mels and (M,) labels of the selection part.
         pieces, said: (P, F, 100 K + 1) log-mels of pieces of stream and (P, K) labels of their seconds, see
             ``sequences.bank``; where there are any, they are learnt from instead of the bank.
     """
 
-    bank: np.ndarray | None
+    bank: np.ndarray
     labels: np.ndarray
     val: np.ndarray
     val_labels: np.ndarray
@@ -284,8 +284,7 @@ class _Loop:
         wanted = {_name(i, term): term for i, term in enumerate(self.losses) if hasattr(term, "helper")}
         if not wanted:
             return nn.ModuleDict()
-        one = self.data.bank[0, :1] if self.data.pieces is None else self.data.pieces[:1]
-        x = torch.from_numpy(one).float().to(self.device)
+        x = torch.from_numpy(self.data.bank[0, :1]).float().to(self.device)
         student, teacher = self.model.eval().outputs(x), self.teacher.outputs(x)
         return nn.ModuleDict({name: term.helper(student, teacher) for name, term in wanted.items()}).to(self.device)
 

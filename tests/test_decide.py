@@ -178,10 +178,3 @@ def test_val_and_test_streams_share_neither_noise_nor_times(folder):
     val, test = (study.streams(part, [spec])["a"] for part in ("val", "test"))
     assert val.keywords_s != test.keywords_s
     assert (np.abs(val.logmels[0] - test.logmels[0]).max(0) > 0.1).mean() > 0.99
-
-
-def test_a_decision_can_be_made_on_more_hours_than_it_is_counted_on(folder):
-    study = open_study(str(folder), "go", "speaker", "smoke")
-    step = Decide((StreamSpec(minutes=50, fa_per_h=6.0, val_minutes=150, name="a"),), reset=()).sized(2)
-    val, test = (study.streams(part, step.made_on)["a"] for part in ("val", "test"))
-    assert sum(val.seconds) == 180 and sum(test.seconds) == 60

@@ -577,7 +577,7 @@ def test_a_description_of_a_split_that_never_ends(corpus):
 # Streams
 
 SPEC = {"seed": 1, "minutes": 1, "words_per_minute": 30.0, "keyword_share": 0.5, "snr_db": [0, 10], "noise": ["pink"]}
-SPEC |= {"noise_db": -40.0, "keyword_times_s": [1.5], "fa_per_h": 0.5, "val_minutes": 2}
+SPEC |= {"noise_db": -40.0, "keyword_times_s": [1.5], "fa_per_h": 0.5}
 
 
 def read_and_render(path: Path, corpus, content: bytes) -> None:

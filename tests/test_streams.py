@@ -190,8 +190,6 @@ def test_no_alarm_at_all_still_allows_some():
         ('{"fa_per_h": -1}', "fa_per_h must be a number from 0"),
         ('{"fa_per_h": 1, "least_found": 95}', "least_found is a share above 0, up to 1"),
         ('{"least_found": 0.9}', "beside a fa_per_h"),
-        ('{"fa_per_h": 1, "val_minutes": 0}', "val_minutes is from 0.05"),
-        ('{"val_minutes": 60}', "beside a fa_per_h"),
     ],
 )
 def test_bad_specifications_get_one_sentence(tmp_path, described, message):
