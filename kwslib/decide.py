@@ -120,16 +120,6 @@ class Decide:
         return replace(self, streams=tuple(replace(s, minutes=s.minutes * percent / 100) for s in self.streams))
 
 
-def decide(tracks: list[Heard], fa_per_h: float, least_found: float | None = None) -> Decision:
-    """A decision from what a model says on val streams: smoothing, threshold and probabilities.
-
-    The threshold of ``closest`` has no room left for people who sound unlike those of val. Where a higher one still
-    finds ``least_found``, the threshold is in the middle between both: as far from too many alarms as from too few
-    keywords.
-    """
-    return _with_room(closest(tracks, fa_per_h), tracks, least_found)
-
-
 def closest(tracks: list[Heard], fa_per_h: float) -> Decision:
     """The decision that misses least with at most so many false alarms per hour on these tracks.
 
@@ -146,14 +136,20 @@ def closest(tracks: list[Heard], fa_per_h: float) -> Decision:
     return Decision(threshold, steps, fa_per_h=fa_per_h, hours=hours)
 
 
-def _with_room(decision: Decision, tracks: list[Heard], least_found: float | None) -> Decision:
-    highest, is_keyword = highest_scores(decision.smooth(tracks))
-    threshold = decision.threshold
+def decide(tracks: list[Heard], nearest: Decision, least_found: float | None = None) -> Decision:
+    """A decision from what a model says on val streams: ``closest`` with room to both sides, and probabilities.
+
+    The threshold of ``nearest``, the closest one on these tracks, has no room left for people who sound unlike those
+    of val. Where a higher one still finds ``least_found``, the threshold is in the middle between both: as far from too
+    many alarms as from too few keywords.
+    """
+    highest, is_keyword = highest_scores(nearest.smooth(tracks))
+    threshold = nearest.threshold
     if least_found is not None and is_keyword.any():
         highest_good = threshold_keeping(least_found, highest[is_keyword])
         threshold = max(threshold, (threshold + highest_good) / 2)
     scale, offset = fitted_probability(highest, is_keyword)
-    return replace(decision, threshold=threshold, least_found=least_found, scale=scale, offset=offset)
+    return replace(nearest, threshold=threshold, least_found=least_found, scale=scale, offset=offset)
 
 
 def decision_of(sidecar: dict) -> Decision | None:
@@ -231,7 +227,7 @@ def measure(model: nn.Module, step: Decide, val: dict[str, Tracks], test: dict[s
         for state, reset_steps in (("carried", 0), ("reset", RESET_STEPS))[: 1 + (name in step.reset)]:
             on_val = listen(model, val[name], reset_steps)
             nearest = closest(on_val, fa_per_h)
-            made = _with_room(nearest, on_val, least_found)
+            made = decide(on_val, nearest, least_found)
             decision = decision or made  # of the first stream, with carried state
             tracks = listen(model, test[name], reset_steps) if reset_steps else on_test[name]
             row = {"stream": name, "state": state, "asked_fa_per_h": fa_per_h, **counted(tracks, made)}

@@ -71,12 +71,11 @@ def test_smoothing_is_taken_where_it_helps():
     times = np.arange(1, 601) / 10
     for start, end in keywords:
         noisy[(times > start + 0.3) & (times <= end)] += 2.2
-    made = decide.decide([Heard(keywords, 60.0, times, noisy)], fa_per_h=0.0)
-    assert made.smoothing_steps > 1
+    assert decide.closest([Heard(keywords, 60.0, times, noisy)], fa_per_h=0.0).smoothing_steps > 1
     clean = np.where(noisy > 90, 0, 0.0)
     for start, _ in keywords:
         clean[np.searchsorted(times, start + 0.5)] = 5.0
-    assert decide.decide([Heard(keywords, 60.0, times, clean)], fa_per_h=0.0).smoothing_steps == 1
+    assert decide.closest([Heard(keywords, 60.0, times, clean)], fa_per_h=0.0).smoothing_steps == 1
 
 
 def test_where_there_is_room_the_threshold_is_in_the_middle_between_alarms_and_misses():
@@ -88,7 +87,7 @@ def test_where_there_is_room_the_threshold_is_in_the_middle_between_alarms_and_m
     scores[75] = 2.0  # the only alarm: thresholds above 2 have none
     tracks = [Heard(keywords, 60.0, times, scores)]
     for share, threshold in ((None, 2.0), (5 / 6, (2 + 6) / 2), (0.5, (2 + 9) / 2), (1.0, 2.0)):  # the 1.0 are below
-        made = decide.decide(tracks, fa_per_h=0.0, least_found=share)
+        made = decide.decide(tracks, decide.closest(tracks, fa_per_h=0.0), share)
         assert made.threshold == pytest.approx(threshold) and made.least_found == share
         assert streams.heard(made.smooth(tracks), [made.threshold])["fa_per_h"].iloc[0] == 0
 
