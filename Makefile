@@ -45,7 +45,7 @@ $(READY): requirements.lock pyproject.toml
 STUDY   := --corpus "$(CORPUS)" --keyword "$(KEYWORD)" --split "$(SPLIT)"
 RUN     := $(BIN)/kws reproduce $(STUDY) --profile "$(PROFILE)" --seeds "$(SEEDS)" $(if $(QUIET),--quiet)
 
-# Each notebook is executed headless with papermill (kwslib/reproduce.py). Finished experiments are loaded; when nothing
+# Each notebook is executed headless with papermill (kwslib/lab/reproduce.py). Finished experiments are loaded; when nothing
 # changed since the last run, only the report is drawn again.
 reproduce: $(READY)  ## run every experiment that is not done yet, then the report [QUIET=1]
 	@$(RUN)

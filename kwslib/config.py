@@ -136,41 +136,14 @@ class Profile:
 
 
 # From the quickest to the longest.
-PROFILES = {
-    p.name: p
-    for p in (
-        Profile(
-            "smoke",
-            synthetic_speakers=48,
-            seeds=1,
-            epochs_percent=5,
-            views=1,
-            bootstrap=200,
-            trials=2,
-            stream_percent=2,
-        ),
-        Profile(
-            "standard",
-            synthetic_speakers=360,
-            seeds=3,
-            epochs_percent=100,
-            views=8,
-            bootstrap=1000,
-            trials=16,
-            stream_percent=100,
-        ),
-        Profile(
-            "full",
-            synthetic_speakers=360,
-            seeds=10,
-            epochs_percent=200,
-            views=16,
-            bootstrap=2000,
-            trials=100,
-            stream_percent=100,
-        ),
-    )
-}
+PROFILES = {p.name: p for p in (
+    Profile("smoke", synthetic_speakers=48, seeds=1, epochs_percent=5, views=1, bootstrap=200, trials=2,
+            stream_percent=2),
+    Profile("standard", synthetic_speakers=360, seeds=3, epochs_percent=100, views=8, bootstrap=1000, trials=16,
+            stream_percent=100),
+    Profile("full", synthetic_speakers=360, seeds=10, epochs_percent=200, views=16, bootstrap=2000, trials=100,
+            stream_percent=100),
+)}  # fmt: skip
 
 
 def profile(name: str) -> Profile:
@@ -183,12 +156,15 @@ def profile(name: str) -> Profile:
 def describe(value: object) -> object:
     """A recipe as plain JSON values: dataclasses become dicts that name their class.
 
+    Where a class lives does not matter. What was renamed says under which name it is known to published records.
+
     >>> describe(FeatureConfig(n_mels=20))["n_mels"]
     20
     """
     if dataclasses.is_dataclass(value):
-        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"class": type(value).__name__, **fields}
+        fields = dataclasses.fields(value)
+        known = {f.metadata.get("recorded_as", f.name): describe(getattr(value, f.name)) for f in fields}
+        return {"class": getattr(value, "recorded_as", type(value).__name__), **known}
     if isinstance(value, list | tuple):
         return [describe(item) for item in value]
     if isinstance(value, dict):

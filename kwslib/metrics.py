@@ -5,11 +5,8 @@ keyword clips the area equals p (1 - p) (1 - ROC AUC). Lower is better.
 """
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
-
-TOLERANCE_S = 0.5  # an event this long after a keyword's end still belongs to it (MLPerf Tiny's value)
 
 
 def fa_fr_curve(
@@ -109,24 +106,7 @@ def bootstrap(scores: np.ndarray, is_keyword: np.ndarray, speakers: np.ndarray, 
     return np.array([au_fa_fr(scores, is_keyword, w) if ok else np.nan for w, ok in zip(weights, both, strict=True)])
 
 
-def count_events(
-    events_s: Sequence[float], keywords_s: Sequence[tuple[float, float]], tolerance_s: float = TOLERANCE_S
-) -> tuple[int, int]:
-    """Keywords found and false alarms among the events of a stream.
-
-    An event between a keyword's start and ``tolerance_s`` after its end finds that keyword, once;
-    further events there count as nothing. Every other event is a false alarm.
-
-    >>> count_events([1.5, 2.4], keywords_s=[(1.0, 2.0), (2.0, 3.0)])
-    (2, 0)
-
-    >>> count_events([1.2, 1.4, 5.0], keywords_s=[(0.5, 1.0), (8.0, 9.0)])
-    (1, 1)
-    """
-    found: set[int] = set()
-    false_alarms = 0
-    for t in events_s:
-        near = [i for i, (start, end) in enumerate(keywords_s) if start <= t <= end + tolerance_s]
-        found.update([i for i in near if i not in found][:1])  # of two neighbours, the one not found yet
-        false_alarms += not near
-    return len(found), false_alarms
+def interval95(values: np.ndarray) -> tuple[float, float]:
+    """The middle 95 % of bootstrap replicates (percentile method)."""
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return float(low), float(high)

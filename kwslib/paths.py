@@ -63,11 +63,6 @@ def study_name(corpus: str, keyword: str, split: str) -> str:
     return "-".join(slug(part) for part in (Path(corpus).name, keyword, split))
 
 
-def corpus_folder(corpus: str) -> Path:
-    """The folder a corpus argument means; relative ones start at the repository's root."""
-    return (ROOT / Path(corpus).expanduser()).resolve()
-
-
 def _inside(folder: Path, name: str) -> Path:
     """A folder or file of that name in one of a run's folders, never elsewhere.
 

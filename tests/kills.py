@@ -26,25 +26,24 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def chain(corpus: str) -> None:
     """A small study from recordings to report: prepare, train, distil, convert, tune, draw."""
-    from kwslib import config, experiments, plots, records, report, study, train
-    from kwslib.losses import Labels, SoftTargets
-    from kwslib.quantize import QAT
+    from kwslib import QAT, CRNNConfig, Experiment, Labels, SoftTargets, Training, open_study, run
+    from kwslib.results import page, plots, records
 
-    opened = study.open_study(corpus, "go", "speaker", "smoke", seeds=2)
-    small = config.CRNNConfig(cnn_out_channels=2, hidden_size=6, gru_num_layers=1)
-    training = train.Training(epochs=100, batch_size=16)  # 5 of them at this profile
+    study = open_study(corpus, "go", "speaker", "smoke", seeds=2)
+    small = CRNNConfig(cnn_out_channels=2, hidden_size=6, gru_num_layers=1)
+    training = Training(epochs=100, batch_size=16)  # 5 of them at this profile
     taught = {"teacher": "baseline", "losses": (Labels(0.4), SoftTargets(0.6, 4.0))}
-    results = experiments.run(
-        opened,
+    results = run(
+        study,
         [
-            experiments.Experiment("baseline", small, training=training),
-            experiments.Experiment("student", small, training=training, **taught, control="baseline"),
-            experiments.Experiment("tuned", start="student", after=(QAT(4, training),), **taught, control="student"),
+            Experiment("baseline", small, training=training),
+            Experiment("student", small, training=training, **taught, control="baseline"),
+            Experiment("tuned", start="student", after=(QAT(4, training),), **taught, control="student"),
         ],
     )
-    found = records.load(opened.name)
-    plots.save(plots.metric_cost(results.summary, "macs_per_clip", 5.5e-5), opened.name, "metric-macs", found)
-    report.write(opened.name)
+    found = records.load(study.name)
+    plots.save(plots.metric_cost(results.summary, "macs_per_clip", 5.5e-5), study.name, "metric-macs", found)
+    page.write(study.name)
 
 
 def commands(corpus: Path, make: bool) -> list[str]:

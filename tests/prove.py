@@ -7,6 +7,8 @@
 ``processors``: the published files scored, and the baseline trained, with narrower vector units.
 ``small``: the baseline trained on one core with 4 GB of memory, where the system lets us limit it (Linux, root).
 ``published``: all published files of the default study, scored again.
+``same``: a smoke run of the commit ``KWS_BEFORE`` against one of this checkout, all files byte for byte; for changes
+that are to move no number, so it runs only when it is named.
 
 Each leaves ``reports/reference/proofs/<name>.json``; the text is made from those alone.
 """
@@ -20,7 +22,10 @@ import tempfile
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from shlex import quote
 from xml.etree import ElementTree
+
+from kills import stable
 
 ROOT = Path(__file__).resolve().parents[1]
 PROOFS = ROOT / "reports" / "reference" / "proofs"
@@ -35,7 +40,8 @@ LEVELS = {
 
 def written(name: str, found: dict) -> None:
     sys.path.insert(0, str(ROOT))
-    from kwslib import paths, provenance
+    from kwslib import paths
+    from kwslib.results import provenance
 
     code = provenance.of_run()
     machine = {key: code[key] for key in ("commit", "cpu", "cpu_features", "cores", "memory_gb", "torch", "system")}
@@ -140,6 +146,26 @@ def published() -> None:
     written("published", json.loads(verified))
 
 
+def same() -> None:
+    """Both runs with this environment, each with its own code, notebooks and specifications."""
+    before = os.environ.get("KWS_BEFORE") or sys.exit("name the commit to compare with: KWS_BEFORE=abc1234")
+    with tempfile.TemporaryDirectory() as folder:
+        old, found = Path(folder) / "checkout", {}
+        shell("git", "worktree", "add", "--detach", "--quiet", str(old), before)
+        try:
+            for checkout in (old, ROOT):
+                home = Path(folder) / f"home of {checkout.name}"
+                variables = {"PYTHONPATH": str(checkout), "KWS_HOME": str(home)}
+                command = f"{sys.executable} -m kwslib reproduce --profile smoke --quiet"
+                shell("sh", "-c", f"cd {quote(str(checkout))}; {command}", **variables)
+                found[checkout] = stable(home)
+        finally:
+            shell("git", "worktree", "remove", "--force", str(old))
+    first, second = found.values()
+    different = sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
+    written("same", {"before": before, "files": len(first), "different": different})
+
+
 def read(name: str) -> dict | None:
     file = PROOFS / f"{name}.json"
     return json.loads(file.read_text()) if file.exists() else None
@@ -235,12 +261,21 @@ def say_published(found: dict) -> str:
     )
 
 
+def say_same(found: dict) -> str:
+    equal = f"{found['files'] - len(found['different'])} of {found['files']}"
+    return (
+        f"A smoke run of all experiments by commit {found['before'][:10]} and one by the code after it: {equal} "
+        f"checkpoints and records are the same byte for byte (records outside their `run` block). {on(found)}"
+    )
+
+
 PARTS = {  # how each is measured and said
     "kills": (kills, say_kills),
     "faults": (faults, say_faults),
     "processors": (processors, say_processors),
     "small": (small, say_small),
     "published": (published, say_published),
+    "same": (same, say_same),
 }
 
 
@@ -258,7 +293,7 @@ if __name__ == "__main__":
     unknown = set(sys.argv[1:]) - {*PARTS, "text"}
     if unknown:
         raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(PARTS)} and text")
-    for part in sys.argv[1:] or PARTS:
+    for part in sys.argv[1:] or set(PARTS) - {"same"}:
         if part != "text":
             PARTS[part][0]()
     PAGE.write_text(filled(PAGE.read_text()))

@@ -11,19 +11,23 @@ import soundfile
 import torch
 import torchaudio
 
-from kwslib import checkpoints, corpora, experiments, features, metrics, train
+from kwslib import audio, metrics
 from kwslib.cli import main
 from kwslib.config import CRNNConfig
-from kwslib.experiments import Experiment
-from kwslib.models import CRNN
-from kwslib.study import open_study
-from kwslib.train import Training
+from kwslib.data import corpora, features
+from kwslib.lab import all_runs
+from kwslib.lab.experiment import Experiment
+from kwslib.lab.study import open_study
+from kwslib.nets import crnn
+from kwslib.nets.crnn import CRNN
+from kwslib.training import checkpoints
+from kwslib.training.loop import Training
 
 
 @pytest.fixture
 def trained(folder):
     study = open_study(str(folder), "go", "speaker", "smoke")
-    experiments.run(
+    all_runs.run(
         study,
         [Experiment("baseline", student=CRNNConfig(2, hidden_size=6), training=Training(epochs=60, batch_size=16))],
     )
@@ -41,7 +45,7 @@ def test_score(trained, folder, capsys):
     assert [row["file"] for row in rows] == [str(f) for f in files]
     clips = trained.corpus.clips["clip"].tolist()
     index = [clips.index(f"{f.parent.name}/{f.name}") for f in files]
-    logits = train.score(trained.model("baseline"), trained.logmels[index]).astype(float)
+    logits = crnn.score(trained.model("baseline"), trained.logmels[index]).astype(float)
     np.testing.assert_allclose([row["score"] for row in rows], 1 / (1 + np.exp(-logits)), atol=1e-4)
 
 
@@ -66,7 +70,7 @@ def test_evaluate(trained, folder, capsys):
 
 
 def test_stream(trained, tmp_path, capsys):
-    track = np.concatenate([corpora.read_clip(f) for f in sorted((tmp_path / "tones" / "go").glob("*"))[:3]])
+    track = np.concatenate([audio.read(f) for f in sorted((tmp_path / "tones" / "go").glob("*"))[:3]])
     soundfile.write(tmp_path / "t.wav", track, 16_000)
     checkpoint = trained.checkpoint("baseline")
     lines = run(capsys, "stream", "--checkpoint", checkpoint, "--wav", tmp_path / "t.wav", "--json", "--threshold", "0")
@@ -77,15 +81,15 @@ def test_stream(trained, tmp_path, capsys):
     assert [r["t_s"] for r in steps[:3]] == [0.19, 0.27, 0.35]
     assert all(0 <= r["score"] <= 1 for r in steps)
     assert [e["t_s"] for e in events] == [0.19, 1.23, 2.27]  # threshold 0: one event per refractory second
-    clip_end = features.LogMel()(features.from_int16(corpora.to_int16(track[None, :16_000])))
+    clip_end = features.LogMel()(features.from_int16(audio.to_int16(track[None, :16_000])))
     assert steps[10]["score"] == pytest.approx(
-        1 / (1 + np.exp(-train.score(trained.model("baseline"), clip_end.numpy())[0])), abs=1e-3
+        1 / (1 + np.exp(-crnn.score(trained.model("baseline"), clip_end.numpy())[0])), abs=1e-3
     )
 
 
 def test_a_pipe_gives_what_the_file_gives(trained, folder, tmp_path, capsys, monkeypatch):
     wav = folder / "go" / "s00_nohash_0.wav"
-    samples = corpora.read_clip(wav)
+    samples = audio.read(wav)
     checkpoint = trained.checkpoint("baseline")
     of_file = run(capsys, "stream", "--checkpoint", checkpoint, "--wav", wav, "--json")
     raw = io.BytesIO(np.rint(samples * 32768).astype("<i2").tobytes())
@@ -101,7 +105,7 @@ def test_ctrl_c_ends_a_stream_without_a_traceback(trained, folder, capsys, monke
         yield np.zeros(16_000, np.float32)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kwslib.listen.from_file", interrupted)
+    monkeypatch.setattr("kwslib.streaming.listen.from_file", interrupted)
     out = run(capsys, "stream", "--checkpoint", trained.checkpoint("baseline"), "--wav", "x.wav")
     assert len(out.splitlines()) == 11
 
@@ -169,13 +173,13 @@ def test_recordings_without_the_keyword_give_a_false_accept_rate(trained, folder
     assert (values["n_keyword"], values["n_other"]) == (0, 48)
     assert values["threshold"] == json.loads(checkpoint.with_suffix(".json").read_text())["threshold"]
     corpus = corpora.load(str(folder), None)
-    scores = train.score(trained.model("baseline"), features.logmels(corpus))
+    scores = crnn.score(trained.model("baseline"), features.logmels(corpus))
     assert values["fa_rate"] == np.mean([score >= values["threshold"] for score in scores])
 
 
 def test_the_threshold_of_a_checkpoint_keeps_99_percent_of_the_val_keywords(trained):
     rows = trained.split.val[trained.labels[trained.split.val] == 1]
-    scores = train.score(trained.model("baseline"), trained.logmels[rows])
+    scores = crnn.score(trained.model("baseline"), trained.logmels[rows])
     threshold = json.loads(trained.checkpoint("baseline").with_suffix(".json").read_text())["threshold"]
     assert np.mean(scores >= threshold) >= 0.99 and threshold == scores.min()
 
@@ -215,7 +219,7 @@ def test_a_published_state_dict_is_scored_with_centered_framing(folder, tmp_path
     corpus = corpora.load(str(folder), "go")
     mel = torchaudio.transforms.MelSpectrogram(16_000, n_fft=400, win_length=400, hop_length=160, n_mels=40)
     logmels = torch.log(mel(features.from_int16(corpus.waveforms)).clamp(1e-9, 1e9))
-    expected = metrics.au_fa_fr(train.score(model, logmels.numpy()), corpus.is_keyword("go"))
+    expected = metrics.au_fa_fr(crnn.score(model, logmels.numpy()), corpus.is_keyword("go"))
     assert json.loads(out)["au_fa_fr"] == pytest.approx(expected, rel=1e-9)
     assert json.loads(run(capsys, "cost", "--checkpoint", tmp_path / "theirs.pt", "--json"))["params"] == sum(
         p.numel() for p in model.parameters()

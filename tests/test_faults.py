@@ -12,12 +12,15 @@ import kills
 import pytest
 import torch
 
-from kwslib import experiments, paths, processes, records, report, tracking
+from kwslib import paths, processes
 from kwslib.config import CRNNConfig
-from kwslib.experiments import Experiment, run
-from kwslib.losses import Labels
-from kwslib.study import ExperimentError, open_study
-from kwslib.train import Training
+from kwslib.lab import all_runs
+from kwslib.lab.all_runs import run
+from kwslib.lab.experiment import Experiment
+from kwslib.lab.study import ExperimentError, open_study
+from kwslib.nets.losses import Labels
+from kwslib.results import page, records, tracking
+from kwslib.training.loop import Training
 
 TINY = CRNNConfig(cnn_out_channels=2, hidden_size=6, gru_num_layers=1)
 QUICK = Training(epochs=40, batch_size=16)  # the smoke profile makes 2 of them
@@ -62,7 +65,7 @@ def test_a_loss_that_is_no_number_stops_its_seed_and_nothing_else(study):
     assert results.summary["seeds"].to_dict() == {"baseline": 2, "sick": 1, "depends": 1}
     failed = {(f["experiment"], f["seed"]): f["error"] for f in records.failures(paths.reports(study.name))}
     assert failed["sick", 1].startswith("NotANumber") and failed["depends", 1] == "needs sick-seed1, which failed"
-    assert "What failed" in (page := report.write(study.name).read_text()) and "<b>sick</b>, seed 1: NotANumber" in page
+    assert "What failed" in (shown := page.write(study.name).read_text()) and "<b>sick</b>, seed 1: NotANumber" in shown
     with pytest.warns(UserWarning, match="1 runs failed.*later-seed1: needs sick-seed1, which failed"):  # elsewhere
         assert run(study, [Experiment("later", start="sick")]).summary.loc["later", "seeds"] == 1
     run(study, [Experiment("sick", student=TINY, training=QUICK), depends])  # a cure
@@ -111,7 +114,7 @@ def test_trainings_that_are_too_many_for_a_gpu_are_tried_one_at_a_time(study, tm
 
 def test_without_a_gpu_the_cpu_is_used(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert experiments.device() == "cpu"
+    assert all_runs.device() == "cpu"
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".json", ".kws"])
@@ -135,7 +138,7 @@ def test_an_edited_record_is_noticed_and_made_anew(study):
     better = before | {"metrics": before["metrics"] | {"au_fa_fr": 0.25}}
     file.write_text(json.dumps(better))
     with pytest.raises(records.RecordError, match="baseline-seed1.json was edited after it was written: restore it"):
-        report.write(study.name)
+        page.write(study.name)
     run(study, [BASELINE])
     assert records.read(file)["metrics"] == before["metrics"]
 
@@ -145,7 +148,7 @@ def test_jumps_of_the_clock_train_nothing_again(study, folder, monkeypatch):
     everything = [*folder.rglob("*.*"), *paths.data().rglob("*"), *paths.reports(study.name).rglob("*.*")]
     for i, file in enumerate([*everything, *paths.checkpoints(study.name).iterdir()]):
         os.utime(file, (0, 0) if i % 2 else (4e9, 4e9))  # 1970 and 2096
-    monkeypatch.setattr(experiments, "_in_parallel", lambda tasks: () if not tasks else pytest.fail("trained again"))
+    monkeypatch.setattr(all_runs, "_in_parallel", lambda tasks: () if not tasks else pytest.fail("trained again"))
     run(open_study(str(folder), "go", "speaker", "smoke", seeds=2), [BASELINE])
 
 

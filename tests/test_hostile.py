@@ -30,16 +30,21 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from kwslib import checkpoints, corpora, decide, models, paths, report, speech_commands, splits, streams
-from kwslib.architectures import BCResNetConfig, SeparableConfig, TimeNetConfig, build
+from kwslib import audio, paths
 from kwslib.config import SAMPLE_RATE, CRNNConfig, FeatureConfig, describe
-from kwslib.corpora import CorpusError
-from kwslib.models import CheckpointError
-from kwslib.quantize import PRECISIONS
-from kwslib.records import RecordError
-from kwslib.speech_commands import DownloadError
-from kwslib.splits import SplitError
-from kwslib.streams import SpecError
+from kwslib.data import corpora, speech_commands, splits
+from kwslib.data.corpora import CorpusError
+from kwslib.data.speech_commands import DownloadError
+from kwslib.data.splits import SplitError
+from kwslib.nets.rivals import BCResNetConfig, SeparableConfig, TimeNetConfig, build
+from kwslib.results import page
+from kwslib.results.records import RecordError
+from kwslib.streaming import tracks
+from kwslib.streaming.decision import read_decision
+from kwslib.streaming.tracks import SpecError
+from kwslib.training import checkpoints
+from kwslib.training.checkpoints import CheckpointError
+from kwslib.training.quantize import PRECISIONS
 
 MINUTES = float(os.environ.get("KWS_FUZZ_MINUTES", 0))
 GIVE_UP_S = 20
@@ -173,7 +178,7 @@ def use(loaded) -> None:
     features = checkpoints.features_of(sidecar)
     assert isinstance(sidecar.get("keyword") or "", str)
     assert isinstance(sidecar.get("threshold") or 0.0, int | float)
-    opened(ValueError, decide.decision_of, sidecar)
+    opened(ValueError, read_decision, sidecar)
     logmel = torch.zeros(1, features.n_mels, 101, dtype=next(model.parameters(), torch.zeros(0)).dtype)
     assert model(logmel).shape == (1, 2)
 
@@ -192,7 +197,7 @@ def load_torch(path: Path, content: bytes, sidecar) -> tuple | None:
 @torch.no_grad()
 def use_published(path: Path) -> None:
     """Open a torch file without its description, and read a second with what is in it."""
-    model = opened(CheckpointError, models.load_published, path)
+    model = opened(CheckpointError, checkpoints.load_published, path)
     if model is not None:
         opened(ValueError, model, torch.zeros(1, 40, 101, dtype=next(model.parameters()).dtype))
 
@@ -258,7 +263,7 @@ def test_code_in_a_torch_file_does_not_run(valid, tmp_path):
         for zipped in (True, False):
             torch.save(state, tmp_path / "m.pt", _use_new_zipfile_serialization=zipped)
             with pytest.raises(CheckpointError, match="is not a checkpoint of this project"):
-                models.load_published(tmp_path / "m.pt")
+                checkpoints.load_published(tmp_path / "m.pt")
             assert load_torch(tmp_path / "m.pt", (tmp_path / "m.pt").read_bytes(), valid[0][1]) is None
     assert not (tmp_path / "ran").exists()
 
@@ -327,7 +332,7 @@ def test_weights_of_odd_shapes_and_kinds(valid, tmp_path, data):
 )
 def test_a_published_file_of_weights_that_are_not_there(tmp_path, state):
     torch.save({**build(CRNNConfig()).state_dict(), **state}, tmp_path / "m.pt")
-    assert opened(CheckpointError, models.load_published, tmp_path / "m.pt") is None
+    assert opened(CheckpointError, checkpoints.load_published, tmp_path / "m.pt") is None
 
 
 def test_a_torch_file_that_grows_when_it_is_unpacked(tmp_path):
@@ -338,7 +343,7 @@ def test_a_torch_file_that_grows_when_it_is_unpacked(tmp_path):
         for name, content in parts.items():
             archive.writestr(name, bytes(300_000_000) if name.endswith("data/0") else content)
     with pytest.raises(CheckpointError, match="larger than the file"):
-        models.load_published(tmp_path / "bomb.pt")
+        checkpoints.load_published(tmp_path / "bomb.pt")
 
 
 def repacked(content: bytes, header: bytes, body: bytes | None = None) -> bytes:
@@ -389,10 +394,10 @@ def test_a_compact_file_of_a_net_that_cannot_be_built(valid, tmp_path, model):
 @example({"decision": DECISION | {"threshold": None}})
 @tries(100)
 def test_a_decision_that_makes_no_sense(described):
-    decision = opened(ValueError, decide.decision_of, described if isinstance(described, dict) else {})
-    if decision is not None:
-        said = list(decision.watch([(0.1, 0.0), (0.2, 5.0), (0.3, float("nan"))]))
-        assert len(said) == 3 and 0 <= decision.probability(said[1][1]) <= 1
+    made = opened(ValueError, read_decision, described if isinstance(described, dict) else {})
+    if made is not None:
+        said = list(made.watch([(0.1, 0.0), (0.2, 5.0), (0.3, float("nan"))]))
+        assert len(said) == 3 and 0 <= made.probability(said[1][1]) <= 1
 
 
 # Archives
@@ -583,10 +588,10 @@ SPEC |= {"noise_db": -40.0, "keyword_times_s": [1.5], "fa_per_h": 0.5}
 def read_and_render(path: Path, corpus, content: bytes) -> None:
     """Whatever is a specification can be rendered, here its first three seconds."""
     path.write_bytes(content)
-    spec = opened(SpecError, streams.read_spec, path)
+    spec = opened(SpecError, tracks.read_spec, path)
     if spec is not None:
         short = dataclasses.replace(spec, minutes=0.05)
-        (track,) = opened(SpecError, list, streams.render(corpus, range(len(corpus.clips)), "go", short))
+        (track,) = opened(SpecError, list, tracks.render(corpus, range(len(corpus.clips)), "go", short))
         assert len(track.samples) == 3 * SAMPLE_RATE and np.isfinite(track.samples).all()
 
 
@@ -626,7 +631,7 @@ def recording(suffix: str, subtype: str) -> bytes:
 
 def read_recording(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    samples = opened(CorpusError, corpora.read_clip, path)
+    samples = opened(audio.AudioError, audio.read, path)
     if samples is not None:
         assert samples.dtype == np.float32 and samples.ndim == 1 and np.isfinite(samples).all() and samples.any()
 
@@ -650,22 +655,22 @@ def test_a_recording_that_promises_more_than_memory_holds(tmp_path, promised):
     content = bytearray(recording("flac", "PCM_16"))
     content[21:26] = ((content[21] >> 4 << 36) | promised).to_bytes(5, "big")
     (tmp_path / "a.flac").write_bytes(content)
-    assert opened(CorpusError, corpora.read_clip, tmp_path / "a.flac") is None
+    assert opened(audio.AudioError, audio.read, tmp_path / "a.flac") is None
 
 
 def test_a_recording_of_hours_of_silence_in_a_few_kilobytes(tmp_path):
     with soundfile.SoundFile(tmp_path / "a.flac", "w", SAMPLE_RATE, 1) as file:
         for _ in range(20):
             file.write(np.zeros(1_000_000, np.int16))
-    with pytest.raises(CorpusError, match="no recording is so long in so few bytes"):
-        corpora.read_clip(tmp_path / "a.flac")
+    with pytest.raises(audio.AudioError, match="no recording is so long in so few bytes"):
+        audio.read(tmp_path / "a.flac")
 
 
 @pytest.mark.parametrize("loud", [3e38, float("inf"), float("nan")])
 def test_a_recording_that_is_too_loud_for_numbers(tmp_path, loud):
     soundfile.write(tmp_path / "a.wav", np.full((100, 2), loud, np.float32), 8000, subtype="FLOAT")
-    with pytest.raises(CorpusError, match="not numbers, or far too large"):
-        corpora.read_clip(tmp_path / "a.wav")
+    with pytest.raises(audio.AudioError, match="not numbers, or far too large"):
+        audio.read(tmp_path / "a.wav")
 
 
 # Records
@@ -701,8 +706,8 @@ def write_report(folder: Path, content: bytes) -> str | None:
     (folder / "records").mkdir(parents=True, exist_ok=True)
     (folder / "records" / "baseline-seed0.json").write_text(json.dumps(record()))
     (folder / "records" / "a1-seed0.json").write_bytes(content)
-    page = opened(RecordError, report.write, folder.name)
-    return None if page is None else page.read_text()
+    written = opened(RecordError, page.write, folder.name)
+    return None if written is None else written.read_text()
 
 
 @given(content=json_like(record("a1")))
@@ -767,7 +772,7 @@ def test_no_text_of_a_record_becomes_part_of_the_page(home):
 def test_the_line_that_repeats_a_study_is_safe_in_a_shell():
     found = record() | {"keyword": "x'; touch ran; '"}
     found["data"] |= {"corpus": "speech_commands_v0.0; touch ran", "split": "$(touch ran)"}
-    words = shlex.split(report.command(found, 1))
+    words = shlex.split(page.command(found, 1))
     assert words[2:5] == ["CORPUS=speech_commands_v0.0; touch ran", "KEYWORD=x'; touch ran; '", "SPLIT=$(touch ran)"]
 
 
@@ -790,7 +795,7 @@ def test_the_name_of_a_study_is_a_folder_in_its_place(home, corpus, keyword, spl
 
 @pytest.mark.parametrize("name", ["..", ".", "", "/etc", "a/../../../x", "a\0b", "..\\x"])
 def test_a_name_that_leads_elsewhere_is_refused(name):
-    for place in (paths.reports, paths.checkpoints, report.write, report.publish):
+    for place in (paths.reports, paths.checkpoints, page.write, page.publish):
         with pytest.raises(ValueError, match="is no name in|no records in"):
             place(name)
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from kwslib import metrics, records
+from kwslib import metrics
 
 
 @settings(max_examples=200, deadline=None)
@@ -59,7 +59,7 @@ def test_interval_narrows_with_more_speakers():
         speakers = np.repeat(np.arange(n), 10)
         labels = np.tile(np.arange(10) < 2, n)
         scores = rng.normal(size=10 * n) + labels
-        low, high = records.interval95(metrics.bootstrap(scores, labels, speakers, 300))
+        low, high = metrics.interval95(metrics.bootstrap(scores, labels, speakers, 300))
         assert low < metrics.au_fa_fr(scores, labels) < high
         widths.append(high - low)
     assert widths[1] < widths[0] / 2
@@ -76,12 +76,3 @@ def test_interval_narrows_with_more_speakers():
 def test_bad_input_is_named(scores, labels, message):
     with pytest.raises(ValueError, match=message):
         metrics.au_fa_fr(np.array(scores), np.array(labels))
-
-
-def test_events_are_counted_by_hand():
-    keywords = [(1.0, 2.0), (5.0, 6.0), (9.0, 10.0)]
-    events = [0.5, 1.5, 2.4, 5.9, 8.0]  # alarm, found, the same one again, found, alarm
-    assert metrics.count_events(events, keywords) == (2, 2)
-    assert metrics.count_events(events, keywords, tolerance_s=0.0) == (2, 3)
-    assert metrics.count_events([], keywords) == (0, 0)
-    assert metrics.count_events([1.5, 2.4, 2.45], [(1.0, 2.0), (2.0, 3.0)]) == (2, 0)  # neighbours: one each

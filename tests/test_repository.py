@@ -10,28 +10,15 @@ import nbformat
 import papermill
 import prove
 import pytest
+from house import CODE, PICTURE, PLACE, ROOMS, docstring, drawn, imports, modules, room_of
 
-from kwslib import paths, records, report
+from kwslib import OFFERED, paths
+from kwslib.results import page, records
 
 ROOT = paths.ROOT
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-APPENDICES = [ROOT / "notebooks" / "appendix" / f"{name}.ipynb" for name in report.APPENDICES]
-ROOMS = {
-    0: "paths processes provenance config records tracking synthesis plots report published",
-    1: "speech_commands corpora splits features augment sequences models architectures losses metrics cost",
-    2: "train quantize checkpoints prune",
-    3: "stream streams decide sphinx export listen",
-    4: "recipe study task verify experiments sweep reproduce",
-    5: "cli",
-}
-FLOOR = {room: floor for floor, rooms in ROOMS.items() for room in rooms.split()}
-# Inside a floor some rooms build on others; from left to right.
-ORDER = (
-    "paths processes provenance config published records synthesis tracking plots report "
-    "speech_commands corpora splits features models architectures metrics augment sequences losses cost "
-    "train quantize checkpoints prune "
-    "stream streams decide sphinx export recipe study task verify experiments sweep reproduce"
-)
+APPENDICES = [ROOT / "notebooks" / "appendix" / f"{name}.ipynb" for name in page.APPENDICES]
+WITHOUT_TORCH = [module for module in modules() if room_of(module) in ("ground", "results")]
 
 
 def tracked() -> list[str]:
@@ -39,43 +26,89 @@ def tracked() -> list[str]:
     return listed.stdout.splitlines() or pytest.skip("not a git checkout")
 
 
-def imports(room: str) -> set[str]:
-    tree = ast.parse((ROOT / "kwslib" / f"{room}.py").read_text())
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module == "kwslib":
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kwslib."):
-            found.add(node.module.split(".")[1])
-    return found
+def test_every_file_is_listed_in_its_room():
+    assert set(modules()) == set(PLACE)
+    assert len(ROOMS) == 8 and all(ROOMS.values())
 
 
-def test_every_room_is_on_a_floor():
-    assert set(FLOOR) == {p.stem for p in (ROOT / "kwslib").glob("*.py")} - {"__init__", "__main__"}
+@pytest.mark.parametrize("module", modules())
+def test_files_import_only_from_rooms_before_theirs(module):
+    for other in imports(modules()[module]):
+        assert PLACE[other] < PLACE[module], f"{module} imports {other}"
 
 
-@pytest.mark.parametrize("room", FLOOR)
-def test_rooms_import_only_from_below(room):
-    order = ORDER.split()
-    for other in imports(room):
-        same_floor = FLOOR[other] == FLOOR[room] and room in order and order.index(other) < order.index(room)
-        assert FLOOR[other] < FLOOR[room] or same_floor, f"{room} imports {other}"
+def test_rooms_stay_small():
+    sizes = {file.relative_to(CODE): len(file.read_text().splitlines()) for file in CODE.rglob("*.py")}
+    assert {str(file): size for file, size in sizes.items() if size > 400} == {}
+    assert sorted(sizes.values())[len(sizes) // 2] < 200
+    for folder in {file.parent for file in CODE.rglob("*.py")}:
+        assert len(list(folder.glob("*.py"))) <= 8, folder
+        assert len(docstring(folder / "__init__.py").splitlines()) <= (10 if folder != CODE else 30)
 
 
-@pytest.mark.parametrize("room", ROOMS[0].split())
-def test_the_ground_floor_knows_no_torch(room):
-    code = f"import sys, kwslib.{room}; sys.exit('torch' in sys.modules)"
+def test_the_picture_of_the_house_is_what_the_code_is():
+    assert PICTURE.read_text() == drawn(), "python tests/house.py draws it anew"
+
+
+def test_the_page_about_the_house_names_what_is_there():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rows = [row.partition("|")[2] for row in re.findall(r"^\| [A-Z].*\?(.*) \|$", text, flags=re.MULTILINE)]
+    assert len(rows) >= 20
+    for row in rows:
+        file = None
+        for name in re.findall(r"`([\w/.]+)`", row):
+            if "/" in name or name.endswith(".py"):
+                file = next(f for f in (CODE / name, ROOT / name) if f.exists())
+            else:
+                place = CODE / "data" / "augment.py" if name == "augment.vary" else file
+                assert re.search(rf"^(def|class) {name.rpartition('.')[2]}\b", place.read_text(), re.MULTILINE), name
+
+
+@pytest.mark.parametrize("module", WITHOUT_TORCH)
+def test_the_ground_and_the_results_know_no_torch(module):
+    code = f"import sys, kwslib.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_a_shell_waits_for_nothing_that_it_does_not_need():
+    """Below 0.4 s of processor time and 80 MB; only a command that reads notebooks imports what reads them."""
+    code = (
+        "import resource, sys; from kwslib.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "used = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "assert not {'numpy', 'pandas', 'torch', 'nbformat'} & set(sys.modules)\n"
+        "print(used.ru_utime + used.ru_stime, used.ru_maxrss / (1e6 if sys.platform == 'darwin' else 1e3))"
+    )
+    # Through a shell: a child of this process would begin with this one's peak of memory.
+    command = ["sh", "-c", '"$0" -c "$1"; exit $?', sys.executable, code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    cpu_s, memory_mb = map(float, done.stdout.splitlines()[-1].split())
+    assert "reproduce" in done.stdout and cpu_s < 0.4 and memory_mb < 80
+    every = "; ".join(f"import kwslib.{module}" for module in modules())
+    code = f"import sys; {every}; sys.exit('nbformat' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_what_is_offered_is_there_and_comes_when_it_is_touched():
+    import kwslib
+
+    for names in OFFERED.values():
+        assert all(hasattr(kwslib, name) and name in dir(kwslib) for name in names.split())
+    with pytest.raises(AttributeError, match="kwslib offers no 'experiment': there are .*Experiment"):
+        _ = kwslib.experiment
+    code = "import sys, kwslib; assert 'torch' not in sys.modules; kwslib.CRNNConfig; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_public_functions_have_docstrings():
     missing = []
-    for room in FLOOR:
-        tree = ast.parse((ROOT / "kwslib" / f"{room}.py").read_text())
+    for module, file in modules().items():
+        tree = ast.parse(file.read_text())
         for node in tree.body:
             public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
             if public and not ast.get_docstring(node):
-                missing.append(f"{room}.{node.name}")
+                missing.append(f"{module}.{node.name}")
     assert missing == []
 
 
@@ -96,7 +129,7 @@ def test_notebook_is_stored_clean(path):
 
 
 def test_the_six_notebooks_are_there():
-    assert tuple(p.stem for p in NOTEBOOKS) == report.NOTEBOOKS
+    assert tuple(p.stem for p in NOTEBOOKS) == page.NOTEBOOKS
 
 
 def test_pyproject_environment_and_lock_agree():
@@ -123,7 +156,7 @@ def test_every_make_target_of_the_readme_exists():
 
 def test_readme_numbers_equal_the_reference_records():
     readme = (ROOT / "README.md").read_text()
-    assert report.fill_readme(readme, ROOT / "reports" / "reference") == readme
+    assert page.fill_readme(readme, ROOT / "reports" / "reference") == readme
     found = records.load_folder(ROOT / "reports" / "reference" / "synthetic-sheila-speaker" / "records")
     assert f"{len({record['experiment'] for record in found})} experiments" in readme
     for study in re.findall(r"<!-- results: (\S+) -->", readme):
@@ -136,7 +169,7 @@ def test_readme_numbers_equal_the_reference_records():
 
 @pytest.mark.parametrize("folder", sorted((ROOT / "reports" / "reference").glob("*-*")), ids=lambda p: p.name)
 def test_published_pages_are_what_their_records_say(folder):
-    assert report.render(folder.name, folder) == (folder / "index.html").read_text()
+    assert page.render(folder.name, folder) == (folder / "index.html").read_text()
     fresh = records.results(records.load_folder(folder / "records")).to_csv(index=False)
     assert fresh == (folder / "results.csv").read_text()
 
@@ -148,7 +181,7 @@ def test_the_figures_of_reproducing_are_those_that_were_measured():
     faults = prove.read("faults")
     assert {case["outcome"] for case in faults["cases"]} <= {"passed", "skipped"}
     for case in faults["cases"]:
-        assert f"def {case['test']}(" in (ROOT / "tests" / f"{case['file']}.py").read_text()
+        assert f"def {case['test']}(" in next((ROOT / "tests").rglob(f"{case['file']}.py")).read_text()
 
 
 def test_tracked_files_hold_no_keys_and_addresses():

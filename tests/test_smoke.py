@@ -10,9 +10,11 @@ import nbformat
 import pandas as pd
 import pytest
 
-from kwslib import checkpoints, paths, report
-from kwslib.study import open_study
-from kwslib.verify import rescore
+from kwslib import paths
+from kwslib.lab.study import open_study
+from kwslib.lab.verify import rescore
+from kwslib.results import page
+from kwslib.training import checkpoints
 
 pytestmark = pytest.mark.slow
 STUDY = "synthetic-sheila-speaker"
@@ -40,12 +42,12 @@ def test_it_ends_with_the_table_and_the_page(reproduced):
     results = pd.read_csv(folder / "results.csv")
     assert len(results) == len(list((folder / "records").glob("*.json"))) == 122
     assert results["macs_per_clip"].max() == 932_224
-    for name in report.NOTEBOOKS:
+    for name in page.NOTEBOOKS:
         assert (folder / "notebooks" / f"{name}.html").stat().st_size > 10_000
         assert nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4).cells
     assert not list((folder / "notebooks").glob("unfinished_*"))
-    page = (folder / "index.html").read_text()
-    assert page.count("<img") >= 6 and 'src="http' not in page
+    shown = (folder / "index.html").read_text()
+    assert shown.count("<img") >= 6 and 'src="http' not in shown
     for figure in (
         "metric-macs",
         "metric-memory",

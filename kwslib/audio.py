@@ -1,0 +1,90 @@
+"""Recordings as people have them: files of any format, rate and length -> float32 mono at 16 kHz."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from scipy import signal
+
+from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE
+
+# What a person would call a recording. soundfile reads the first line; a file of the second is
+# listed as unusable rather than overlooked.
+SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64", ".rf64"}
+SUFFIXES |= {".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".3gp"}
+RATES_HZ = (1_000, 384_000)  # of recordings
+READ_SAMPLES = 1_000_000  # of all channels, at a time
+SAMPLES_PER_BYTE = 100  # speech packs to a byte for 50 at most, but a few bytes may stand for years of silence
+
+
+class AudioError(ValueError):
+    """The recording cannot be used; the message says which and why."""
+
+
+def read(path: Path) -> np.ndarray:
+    """Audio of any length and rate as float32 mono at 16 kHz, (samples,).
+
+    Raises:
+        AudioError: unreadable, cut off, empty, all zeros, or of a rate or length that no recording has.
+    """
+    try:
+        with soundfile.SoundFile(path) as file:
+            promised, rate, remarks = file.frames, file.samplerate, file.extra_info
+            if not RATES_HZ[0] <= rate <= RATES_HZ[1]:
+                raise AudioError(f"{path} has a sample rate of {rate} Hz: 8000 to 192000 are usual")
+            mono = _mono(path, file)
+    except AudioError:
+        raise
+    except (soundfile.SoundFileError, OSError, ValueError, TypeError) as error:
+        raise AudioError(f"cannot read {path}: {error} Convert it to WAV or FLAC if it plays elsewhere.") from None
+    if len(mono) < promised or _promised_more(remarks):
+        raise AudioError(f"{path} is cut off: its header promises more than the {len(mono)} samples there are")
+    if len(mono) == 0:
+        raise AudioError(f"{path} holds no samples")
+    if not mono.any():
+        raise AudioError(f"{path} is silent: every sample is zero")
+    if rate != SAMPLE_RATE:
+        mono = signal.resample_poly(mono, SAMPLE_RATE, rate).astype(np.float32)
+    return mono
+
+
+def _mono(path: Path, file: soundfile.SoundFile) -> np.ndarray:
+    """All there is in an open file, whatever its header promises: the mean of its channels, float32 (samples,)."""
+    pieces, n_samples = [np.zeros(0, np.float32)], 0
+    most = 10_000_000 + SAMPLES_PER_BYTE * path.stat().st_size
+    while len(piece := file.read(READ_SAMPLES // file.channels + 1, dtype="float32", always_2d=True)):
+        if not (np.abs(piece) < 1e30).all():
+            raise AudioError(f"{path} holds samples that are not numbers, or far too large")
+        pieces.append(piece.mean(axis=1))
+        n_samples += len(piece)
+        if n_samples > most:
+            raise AudioError(f"{path} unpacks to more than {most:,} samples: no recording is so long in so few bytes")
+    return np.concatenate(pieces)
+
+
+def _promised_more(remarks: str) -> bool:
+    """Whether libsndfile remarked that the audio is shorter than its header says.
+
+    A header written to a pipe says 2 or 4 GB because the length was not known: that is no loss.
+    """
+    sizes = re.findall(r"(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", remarks)
+    return any(int(there) < int(said) < 0x7FFFF000 for said, there in sizes)
+
+
+def one_second(samples: np.ndarray) -> np.ndarray:
+    """Exactly one second: shorter audio gets zeros behind it, of longer the loudest second stays.
+
+    >>> one_second(np.ones(3, np.float32))[:5]
+    array([1., 1., 1., 0., 0.], dtype=float32)
+    """
+    if len(samples) > CLIP_SAMPLES:
+        energy = np.cumsum(np.concatenate([[0.0], samples.astype(np.float64) ** 2]))
+        start = int(np.argmax(energy[CLIP_SAMPLES:] - energy[:-CLIP_SAMPLES]))
+        return samples[start : start + CLIP_SAMPLES]
+    return np.pad(samples, (0, CLIP_SAMPLES - len(samples)))
+
+
+def to_int16(samples: np.ndarray) -> np.ndarray:
+    """Samples in [-1, 1) as 16-bit integers; louder ones are clipped."""
+    return np.clip(np.round(samples * 32768), -32768, 32767).astype(np.int16)

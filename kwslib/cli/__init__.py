@@ -1,0 +1,127 @@
+"""``kws``: score, measure and stream from a shell. ``--json`` prints for programs; bad input exits with 2.
+
+Here stands what can be typed. What a command does stands in a file that is imported when it is called, so that none
+waits for what another one needs:
+
+``sounds``     commands that need no model
+``detectors``  those that read one
+``studies``    those that run and show studies
+"""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from kwslib import processes
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is 0, 1 when part of a study failed, or 2 after one sentence that says why."""
+    options = _parser().parse_args(arguments)
+    try:
+        room, name = options.run
+        return getattr(importlib.import_module(f"kwslib.cli.{room}"), name)(options) or 0
+    except BrokenPipeError:  # the reader, `head` for example, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError, processes.Busy, zipfile.BadZipFile) as error:
+        print(f"kws {options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        goes_on = options.command in ("reproduce", "sweep")
+        kept = "; what was finished is kept, the same command goes on" if goes_on else ""
+        print(f"kws {options.command}: stopped{kept}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="kws", description="Small-footprint keyword spotting.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, room: str, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(run=(room, f"kws_{name}"))
+        return added
+
+    def of_a_model(name: str, text: str) -> argparse.ArgumentParser:
+        added = command(name, "detectors", text)
+        which = "a .pt or .kws file of this project, or a plain state dict with the names of the reports"
+        added.add_argument("--checkpoint", type=Path, required=True, metavar="P", help=which)
+        if name != "stream":  # published models were trained on frames that look ahead
+            added.add_argument("--mel-stride", type=int, metavar="N", help="of a plain state dict, where ambiguous")
+            added.add_argument("--frame-stride", type=int, default=8, metavar="N", help="of a plain state dict (8)")
+        return added
+
+    score = of_a_model("score", "probability of the keyword in audio files")
+    score.add_argument("files", nargs="+", type=Path, metavar="FILE", help="WAV or FLAC, any rate; its loudest second")
+    price = of_a_model("cost", "parameters, MACs and bytes of a model")
+    evaluate = of_a_model("evaluate", "AU-FA-FR of a model on recordings; of others than the keyword, the FA rate")
+    evaluate.add_argument("--corpus", required=True, metavar="C", help="a folder <root>/<word>/*.wav, or a known name")
+    evaluate.add_argument("--keyword", metavar="W", help="the word to detect (default: the one it was trained for)")
+    evaluate.add_argument("--threshold", type=float, help="logit to decide at (default: the checkpoint's)")
+    evaluate.add_argument("--stream", type=Path, metavar="SPEC",
+                          help="count on a stream made of all clips, as data_splits/streams/*.json say")  # fmt: skip
+    stream = of_a_model("stream", "run a model over a recording, a pipe or a microphone")
+    source = stream.add_mutually_exclusive_group(required=True)
+    source.add_argument("--wav", type=Path, metavar="F", help="WAV or FLAC of any length and rate")
+    source.add_argument("--stdin", action="store_true", help="raw signed 16-bit little-endian mono samples")
+    source.add_argument("--mic", nargs="?", const="", metavar="DEVICE", help="a microphone, see kws devices")
+    stream.add_argument("--rate", type=int, default=16_000, metavar="HZ", help="of the samples from stdin (16000)")
+    stream.add_argument("--threshold", type=float, metavar="P", help="probability of an event (default: the model's)")
+    stream.add_argument("--refractory-s", type=float, metavar="S", help="an event lasts this long (default 1 s)")
+    export = of_a_model("export", "write a detector for another runtime, compared with the model first")
+    export.add_argument("--out", type=Path, required=True, metavar="F",
+                        help=".onnx (ONNX Runtime), .ts (TorchScript) or .kws (compact)")  # fmt: skip
+
+    corpus = command("corpus", "sounds", "what a corpus holds, and which files were left out")
+    corpus.add_argument("corpus", metavar="CORPUS", help="a folder <root>/<word>/*.wav, or a known name")
+    corpus.add_argument("--keyword", help="of the synthetic corpus (default sheila)")
+    devices = command("devices", "sounds", "list microphones")
+
+    name = command("name", "studies", "print the name of a study")
+    reproduce = command("reproduce", "studies", "run a study's notebooks that are not done, then its report")
+    reproduce.add_argument("--quiet", action="store_true", help="print what failed and the results only")
+    reproduce.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these notebooks and nothing else")
+    reproduce.add_argument("--other", default="", help="parameter of appendix/augmentation_and_transfer")
+    sweep = command("sweep", "studies", "search for small models; goes on where it stopped")
+    sweep.add_argument("--trials", type=int, default=40, help="trained ones, earlier ones included (40)")
+    sweep.add_argument("--max-macs", type=int, default=93_000, help="per clip; more is not trained (93,000)")
+    sweep.add_argument("--epochs", type=int, default=12, help="of each trial (12)")
+    sweep.add_argument("--teacher", help="experiment that teaches, for example baseline")
+    sweep.add_argument("--storage", default="", metavar="URL", help="Optuna database, shared by many workers")
+    verify = command("verify", "studies", "own records against the published ones; published files scored again")
+    verify.add_argument("--all", action="store_true", help="score the files of all seeds, not of the first only")
+    for which in (name, reproduce, verify, sweep):
+        which.add_argument("--corpus", default="synthetic")
+        which.add_argument("--keyword", default="sheila")
+        which.add_argument("--split", default="speaker")
+    for which in (reproduce, sweep):
+        which.add_argument("--profile", default="standard")
+    reproduce.add_argument("--seeds", type=int, default=0)
+    for known, text in (
+        ("report", "write the HTML report of a study from its records"),
+        ("table", "print the results of a study"),
+        ("publish", "copy a study to reports/reference and checkpoints/reference"),
+    ):
+        command(known, "studies", text).add_argument("study", help="for example synthetic-sheila-speaker")
+    for which in (score, price, evaluate, stream, export, corpus, devices, verify):
+        which.add_argument("--json", action="store_true", help="print JSON for programs")
+    return parser
+
+
+def show(values: dict | list, as_json: bool) -> None:
+    """Print values for people, or as JSON for programs."""
+    if as_json:
+        print(json.dumps(values))
+    elif isinstance(values, list):
+        for row in values:
+            print("  ".join(str(value) for value in row.values()))
+    else:
+        width = max(map(len, values))
+        for key, value in values.items():
+            print(f"{key:<{width}}  {value}")

@@ -1,0 +1,174 @@
+"""Commands that read a model: score, cost, evaluate, stream, export."""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from kwslib import audio, metrics, paths
+from kwslib.cli import show
+from kwslib.cli.sounds import load_corpus
+from kwslib.config import FeatureConfig, describe
+from kwslib.data import corpora, features
+from kwslib.data.features import LogMel
+from kwslib.nets import cost, crnn
+from kwslib.streaming import export, listen, tracks
+from kwslib.streaming.decision import Decision, outcome, read_decision
+from kwslib.streaming.events import score_tracks
+from kwslib.streaming.model import StreamingModel, probability, score_chunks
+from kwslib.training import checkpoints
+
+
+def _open_checkpoint(options: argparse.Namespace) -> tuple:
+    """Model, its front end, and what else is known: of a published state dict, nothing."""
+    compact = options.checkpoint.suffix == checkpoints.COMPACT_SUFFIX
+    if options.command == "stream" or compact or checkpoints.is_described(options.checkpoint):
+        model, sidecar = checkpoints.load(options.checkpoint)
+        return model, checkpoints.features_of(sidecar), sidecar
+    model = checkpoints.load_published(options.checkpoint, options.mel_stride, options.frame_stride)
+    print(
+        f"{options.checkpoint} has no description beside it: taken for a published state dict, "
+        f"centered log-mels, strides {model.config.stride}",
+        file=sys.stderr,
+    )
+    return model, FeatureConfig(framing="centered"), {}
+
+
+def kws_score(options: argparse.Namespace) -> None:
+    """Probability of the keyword in the loudest second of each file."""
+    model, front_end, _ = _open_checkpoint(options)
+    clips = np.stack([audio.one_second(audio.read(file)) for file in options.files])
+    logits = crnn.score(model, LogMel(front_end)(torch.from_numpy(clips)).numpy())
+    probabilities = probability(logits).tolist()
+    pairs = zip(options.files, probabilities, strict=True)
+    show([{"file": str(file), "score": value} for file, value in pairs], options.json)
+
+
+def kws_cost(options: argparse.Namespace) -> None:
+    """What the net of a checkpoint costs."""
+    model, _, _ = _open_checkpoint(options)
+    show({**cost.cost(model.config), **checkpoints.sizes(model)}, options.json)
+
+
+def kws_evaluate(options: argparse.Namespace) -> None:
+    """AU-FA-FR and rates on a corpus, or what is counted on a stream made of it."""
+    model, front_end, known = _open_checkpoint(options)
+    keyword = corpora.clean_keyword(options.corpus, options.keyword or known.get("keyword") or "")
+    if not keyword:
+        raise ValueError("this checkpoint does not say its keyword: name it with --keyword")
+    # A keyword named here must be there; the checkpoint's own may be missing: then others are all there is to hear.
+    wanted = keyword if options.corpus == "synthetic" else options.keyword
+    corpus = load_corpus(options.corpus, wanted)
+    if options.stream is not None:
+        show(_on_a_stream(options, model, front_end, known, corpus, keyword), options.json)
+        return
+    scores = crnn.score(model, features.logmels(corpus, front_end))
+    is_keyword, speakers = corpus.is_keyword(keyword), corpus.clips["speaker"].to_numpy()
+    result = {"n_keyword": int(is_keyword.sum()), "n_other": int((~is_keyword).sum())}
+    threshold = known.get("threshold") if options.threshold is None else options.threshold
+    if threshold is not None:
+        result["threshold"] = threshold
+        if not is_keyword.all():
+            result["fa_rate"] = float((scores >= threshold)[~is_keyword].mean())
+        if is_keyword.any():
+            result["miss_rate"] = float((scores < threshold)[is_keyword].mean())
+    if is_keyword.any() and not is_keyword.all():
+        area = metrics.au_fa_fr(scores, is_keyword)
+        interval = metrics.interval95(metrics.bootstrap(scores, is_keyword, speakers, resamples=1000))
+        result |= {"au_fa_fr": area, "au_fa_fr_ci95": list(interval)}
+        result |= {"interval_over": metrics.units(speakers, is_keyword), "roc_auc": metrics.roc_auc(area, is_keyword)}
+    elif threshold is None:
+        raise ValueError(
+            f"{options.corpus} has no clips of {keyword!r}, or nothing else: "
+            "only the rate at a threshold could be given, name one with --threshold"
+        )
+    show(result, options.json)
+
+
+def _on_a_stream(options, model, front_end, known: dict, corpus, keyword: str) -> dict:
+    """What is counted on a stream made of all clips of a corpus."""
+    StreamingModel(model, framing=front_end.framing)  # complains of models that do not run on a stream
+    decision = read_decision(known) or Decision()
+    if options.threshold is not None:
+        decision = replace(decision, threshold=options.threshold)
+    prepared = tracks.prepare(corpus, range(len(corpus.clips)), keyword, tracks.read_spec(options.stream))
+    return outcome(score_tracks(model, prepared), decision)
+
+
+def kws_stream(options: argparse.Namespace) -> None:
+    """Scores and events of a recording, a pipe or a microphone as they come."""
+    model, front_end, known = _open_checkpoint(options)
+    streaming = StreamingModel(model, framing=front_end.framing)
+    if options.stdin:
+        chunks = listen.from_raw(sys.stdin.buffer, options.rate)
+    elif options.mic is not None:
+        name = options.mic
+        chunks = listen.from_microphone(int(name) if name.isdigit() else name or None)
+    else:
+        chunks = listen.from_file(options.wav)
+    decision = _decision(options, known)
+    bar = sys.stdout.isatty() and not options.json
+    try:
+        for t_s, smoothed, fired in decision.watch(score_chunks(streaming, chunks)):
+            score = float(decision.probability(smoothed))
+            row = {"t_s": round(t_s, 3), "score": score}
+            detected = f"{t_s:8.2f} s  {known.get('keyword') or 'keyword'} detected, {score:.4f}"
+            if options.json:
+                lines = [json.dumps(row)] + ([json.dumps({"event": "detected", **row})] if fired else [])
+            elif bar:  # written over itself; an event stays
+                lines = [f"\r{detected:<70}"] if fired else []
+                print(f"\r{t_s:8.2f} s  {_bar(score)} {score:.3f} ", end="", flush=True)
+            else:
+                lines = [f"{t_s:8.2f} s  {score:.4f}"] + ([detected] if fired else [])
+            for line in lines:
+                print(line, flush=True)
+    except KeyboardInterrupt:  # how a microphone is meant to end
+        pass
+    finally:
+        if bar:
+            print()
+
+
+def _decision(options: argparse.Namespace, known: dict):
+    """The checkpoint's decision, with what was asked for instead; says on stderr what it is."""
+    made = read_decision(known)
+    decision = made or Decision()
+    if options.refractory_s is not None:
+        decision = replace(decision, refractory_s=options.refractory_s)
+    if options.threshold is not None:
+        decision = decision.at_probability(options.threshold)
+        why = "as asked for"
+    elif made is None:
+        why = "this model has no decision made on streams: expect false alarms"
+    else:
+        why = "as made on val streams"
+        if made.fa_per_h is not None and made.hours is not None:
+            why = f"at most {made.fa_per_h:g} false alarms per hour on {made.hours:g} h of val streams"
+    print(f"an event begins at {float(decision.probability(decision.threshold)):.4g}: {why}", file=sys.stderr)
+    return decision
+
+
+def _bar(share: float, width: int = 40) -> str:
+    """A probability as a bar for the terminal.
+
+    >>> _bar(0.5, width=4)
+    '██··'
+    """
+    full = round(share * width)
+    return "█" * full + "·" * (width - full)
+
+
+def kws_export(options: argparse.Namespace) -> None:
+    """Write a detector for another runtime."""
+    model, _, known = _open_checkpoint(options)
+    suffix = options.out.suffix
+    if suffix == checkpoints.COMPACT_SUFFIX:
+        described = {"features": describe(FeatureConfig()), "model": describe(model.config), **known}
+        content = checkpoints.compact(model, described)
+    else:
+        content = export.detector(model, suffix, {**known, "model": describe(model.config)})
+    paths.write_atomically(options.out, content)
+    show({"file": str(options.out), "bytes": len(content), "keyword": known.get("keyword")}, options.json)

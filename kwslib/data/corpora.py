@@ -1,0 +1,372 @@
+"""Where recordings come from: the synthetic corpus, Speech Commands, or any folder of audio files.
+
+All become the same thing, prepared once: a table of clips and one memory-mapped int16 array
+with a row of 16,000 samples for each, in ``data/``. A changed folder is prepared anew.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import unicodedata
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from kwslib import audio, paths
+from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, SynthesisConfig, identity, profile
+from kwslib.data import speech_commands, synthesis
+from kwslib.processes import made_once
+
+NAMES = ("synthetic", *speech_commands.ARCHIVES)  # what is not a folder
+NOISE_FOLDER = "_background_noise_"
+UNUSABLE_LIMIT = 0.05  # a larger share of files that cannot be read stops the preparation
+VERSION = 2  # raise it when the same recordings would be prepared differently
+
+
+class CorpusError(ValueError):
+    """The corpus cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Clips of at most one second, 16 kHz mono, with a word and a speaker each.
+
+    Attributes:
+        name: short name, used for folders.
+        clips: one row per clip, columns ``clip word speaker content`` (a digest of its samples);
+            row i is ``waveforms[i]``.
+        waveforms: int16, (clips, 16000), memory-mapped.
+        noise: background recordings by name, int16, 1-D.
+        unusable: files left out, columns ``clip reason``.
+        fingerprint: changes when any name or sample changes.
+        planned: names this corpus would hold at full size (the smoke profile speaks fewer).
+        folder: where its prepared arrays are kept.
+    """
+
+    name: str
+    clips: pd.DataFrame
+    waveforms: np.ndarray
+    noise: dict[str, np.ndarray]
+    unusable: pd.DataFrame
+    fingerprint: str
+    planned: list[str]
+    folder: Path
+
+    def is_keyword(self, keyword: str) -> np.ndarray:
+        """True for each clip of the keyword, (clips,)."""
+        return (self.clips["word"] == _composed(keyword)).to_numpy()
+
+    @property
+    def names_tell_speakers(self) -> bool:
+        """Whether most file names have a ``_`` and some begin alike, so that speakers can be told apart."""
+        with_speaker = self.clips["clip"].str.rpartition("/")[2].str.contains("_").mean()
+        return with_speaker > 0.5 and self.clips["speaker"].duplicated().any()
+
+    def summary(self) -> pd.Series:
+        """What there is: clips, hours, words, speakers, files left out, fingerprint."""
+        speakers = self.clips["speaker"].nunique() if self.names_tell_speakers else "unknown: the file names tell none"
+        hours = round(len(self.clips) * CLIP_SAMPLES / SAMPLE_RATE / 3600, 2)
+        rows = {"corpus": self.name, "clips": len(self.clips), "hours": hours, "words": self.clips["word"].nunique()}
+        rows |= {"speakers": speakers, "files left out": len(self.unusable), "fingerprint": self.fingerprint[:12]}
+        return pd.Series(rows, name="value")
+
+
+def load(
+    corpus: str,
+    keyword: str | None,
+    profile_name: str = "standard",
+    synthesis_config: SynthesisConfig = SynthesisConfig(),
+) -> Corpus:
+    """The corpus of that name or folder, prepared if that was not done before.
+
+    Args:
+        corpus: ``synthetic``, ``speech_commands_v0.01``, ``speech_commands_v0.02`` (downloaded on first
+            use), or a folder ``<root>/<word>/<speaker>_*.wav`` (or another format of ``AUDIO``).
+        keyword: must be one of its words; the synthetic corpus speaks any word. ``None``: not needed.
+        profile_name: how many speakers the synthetic corpus has.
+        synthesis_config: how the synthetic corpus speaks.
+
+    Raises:
+        CorpusError: no such folder, no audio in it, the keyword is not there, or more than
+            5 % of the files are unusable.
+        DownloadError: Speech Commands could not be fetched.
+    """
+    if keyword is not None and not keyword.strip():
+        raise CorpusError("the keyword is empty: give a word, for example KEYWORD=sheila")
+    if corpus == "synthetic":
+        return _synthetic(keyword or "sheila", profile(profile_name).synthetic_speakers, synthesis_config)
+    root = speech_commands.folder(corpus) if corpus in speech_commands.ARCHIVES else _folder(corpus)
+    return _from_folder(root, keyword)
+
+
+def _folder(corpus: str) -> Path:
+    try:
+        root = (paths.ROOT / Path(corpus).expanduser()).resolve()  # relative ones start at the repository
+        if root.is_dir():
+            return root
+        reason = f"no corpus at {root}"
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL in it, nobody's home, a circle of links
+        reason = f"{corpus[:80]!r} cannot be a folder ({error})"
+    raise CorpusError(f"{reason}: give {', '.join(NAMES)}, or a folder <root>/<word>/*.wav")
+
+
+def clean_keyword(corpus: str, keyword: str) -> str:
+    """The keyword as the corpus spells it: the synthetic one knows no capitals.
+
+    >>> clean_keyword("synthetic", " Sheila")
+    'sheila'
+    """
+    return keyword.strip().lower() if corpus == "synthetic" else keyword
+
+
+def speaker_of(clip: str) -> str:
+    """The speaker, by the convention of Speech Commands: the file name before the first ``_``.
+
+    Of a name without one nobody knows the speaker: the whole name is taken.
+
+    >>> speaker_of("sheila/0a7c2a8d_nohash_0.wav")
+    '0a7c2a8d'
+    """
+    return Path(clip).stem.split("_")[0]
+
+
+def _composed(name: str) -> str:
+    """A name in Unicode's composed form: macOS writes é as e and an accent, others as one letter."""
+    return unicodedata.normalize("NFC", name)
+
+
+def vocabulary(keyword: str, config: SynthesisConfig = SynthesisConfig()) -> synthesis.Vocabulary:
+    """What the synthetic speakers say when this is the keyword."""
+    if keyword != clean_keyword("synthetic", keyword):
+        raise CorpusError(f"synthetic words are lower case without blanks around them: {keyword!r} is not")
+    return synthesis.in_fresh_process(synthesis.vocabulary, keyword, config)
+
+
+def _synthetic(keyword: str, n_speakers: int, config: SynthesisConfig) -> Corpus:
+    key = identity(VERSION, synthesis.VERSION, keyword, n_speakers, config)
+    parts = ["synthetic", "" if keyword == "sheila" else paths.slug(keyword)]
+    parts.append("" if config == SynthesisConfig() else identity(config)[:6])
+    name = "-".join(filter(None, parts))
+    folder = paths.data() / f"{name}-{key[:8]}"
+
+    def make(build: Path) -> None:
+        words, voices = vocabulary(keyword, config), synthesis.speakers(n_speakers)
+        said = synthesis.plan(voices, words, config)
+        clips = [utterance.clip for part in said for utterance in part]
+        waveforms = _new_store(build, len(clips))
+        noise = synthesis.make_corpus(said, voices, config, waveforms)
+        full_size = synthesis.speakers(profile("standard").synthetic_speakers)
+        planned = [utterance.clip for part in synthesis.plan(full_size, words, config) for utterance in part]
+        table = _table(clips, [_content(row) for row in waveforms])
+        _finish(build, table, noise, _left_out({}), planned)
+
+    _prepare_once(folder, make)
+    return _open(folder, name)
+
+
+def _from_folder(root: Path, keyword: str | None) -> Corpus:
+    found = _audio_below(root)
+    noise_files = [name for name in found if name.rpartition("/")[0] == NOISE_FOLDER]
+    files = [name for name in found if name.count("/") == 1 and not name.startswith("_")]
+    words = sorted({_composed(_word(name)) for name in files})
+    if not files:
+        raise CorpusError(f"no recordings in {root}: expected <root>/<word>/*.wav or *.flac")
+    if keyword is not None and _composed(keyword) not in words:
+        raise CorpusError(f"the keyword {keyword!r} is not in {root}: its words are {', '.join(words)}")
+    listing = []
+    for file in found:
+        status = os.stat(root / file)
+        listing.append((ascii(file), status.st_size, status.st_mtime_ns))
+    name = paths.slug(root.name)
+    folder = paths.data() / f"{name}-{identity(VERSION, listing)[:8]}"
+
+    def make(build: Path) -> None:
+        clips, left_out = _read_files(root, files, _new_store(build, len(files)))
+        noise, no_noise = _read_noise(root, noise_files)
+        own_noise = bool(noise)
+        noise = noise or synthesis.in_fresh_process(synthesis.noise_recordings, "background")
+        elsewhere = sorted(set(found).difference(files, noise_files))
+        misplaced = {_printable(file): "not in a word's folder: expected <root>/<word>/<file>" for file in elsewhere}
+        _finish(build, clips, noise, _left_out(left_out | no_noise | misplaced), list(clips["clip"]), own_noise)
+
+    _prepare_once(folder, make)
+    corpus = _open(folder, name)
+    if keyword is not None and not corpus.is_keyword(keyword).any():
+        raise CorpusError(f"no recording of {keyword!r} in {root} could be read: see {folder / 'unusable.csv'}")
+    return corpus
+
+
+def _audio_below(root: Path) -> list[str]:
+    """Names of all audio files in a folder and those in it, relative to it, sorted; hidden ones do not count."""
+    found = []
+    for folder, inner, files in os.walk(root, followlinks=True):
+        below = os.path.relpath(folder, root).replace(os.sep, "/")
+        deep = below.count("/") > 2  # nobody keeps recordings there, and a link may lead in a circle
+        inner[:] = [] if deep else [name for name in inner if not name.startswith(".")]
+        prefix = "" if below == "." else f"{below}/"
+        found += [
+            prefix + f for f in files if os.path.splitext(f)[1].lower() in audio.SUFFIXES and not f.startswith(".")
+        ]
+    return sorted(found)
+
+
+def _printable(name: str) -> str:
+    """The name of a file in a form that can be written down whatever bytes it has."""
+    name = _composed(name)
+    return name if _is_unicode(name) else ascii(name)
+
+
+def _is_unicode(name: str) -> bool:
+    """False for a name whose bytes are not UTF-8, which Python keeps as surrogates."""
+    return not any(0xD800 <= ord(letter) <= 0xDFFF for letter in name)
+
+
+def _left_out(reasons: dict[str, str]) -> pd.DataFrame:
+    return pd.DataFrame(reasons.items(), columns=["clip", "reason"])
+
+
+def _content(row: np.ndarray) -> str:
+    """32 hex digits that two clips share only when all their samples are equal."""
+    return hashlib.sha256(row.tobytes()).hexdigest()[:32]
+
+
+def _word(clip: str) -> str:
+    return clip.partition("/")[0]
+
+
+def _table(clips: list[str], contents: list[str]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {"clip": clips, "word": map(_word, clips), "speaker": map(speaker_of, clips), "content": contents}
+    )
+
+
+def _read_files(root: Path, files: list[str], store: np.ndarray) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Fill the first rows of ``store`` with the usable files; the others by name, with the reason."""
+    by_content: dict[str, str] = {}
+    names: set[str] = set()
+    contradicted: set[str] = set()
+    copies: dict[str, str] = {}
+    unreadable: dict[str, str] = {}
+    for file in tqdm(files, desc=f"reading {root.name}", unit="clip"):
+        clip = _printable(file)
+        try:
+            samples = _usable(root / file)
+        except audio.AudioError as error:
+            unreadable[clip] = str(error)
+            continue
+        content = _content(samples)
+        if content in by_content:
+            twin = by_content[content]
+            copies[clip] = f"the same recording as {twin}"
+            if _word(clip) != _word(twin):  # one of the two words is wrong, nobody knows which
+                copies[twin] = f"the same recording as {clip}"
+                contradicted.add(content)
+        elif clip in names:
+            copies[ascii(file)] = f"in another spelling of Unicode {clip} is there already"
+        else:
+            store[len(by_content)] = samples
+            by_content[content] = clip
+            names.add(clip)
+    if len(unreadable) > UNUSABLE_LIMIT * len(files):
+        listing = paths.data() / f"{paths.slug(root.name)}-unusable.csv"
+        paths.write_atomically(listing, _left_out(unreadable).to_csv(index=False))
+        raise CorpusError(
+            f"{len(unreadable)} of {len(files)} files in {root} cannot be used, for example: "
+            f"{next(iter(unreadable.values()))}. All of them: {listing}"
+        )
+    kept = [row for row, content in enumerate(by_content) if content not in contradicted]
+    if contradicted:
+        for to, row in enumerate(kept):
+            store[to] = store[row]
+    contents = list(by_content)
+    table = _table([by_content[contents[row]] for row in kept], [contents[row] for row in kept])
+    return table, unreadable | copies
+
+
+def _usable(file: Path) -> np.ndarray:
+    """One second of a recording as int16, or the reason why not."""
+    if not _is_unicode(str(file)):
+        raise audio.AudioError("its name is not UTF-8")
+    samples = audio.to_int16(audio.one_second(audio.read(file)))
+    if not samples.any():
+        raise audio.AudioError(f"{file} is silent: too faint for 16 bits")
+    return samples
+
+
+def _read_noise(root: Path, files: list[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The corpus's own background recordings that are longer than a clip; the others, with the reason."""
+    noise, left_out = {}, {}
+    for file in files:
+        try:
+            samples = audio.to_int16(audio.read(root / file))
+        except audio.AudioError as error:
+            left_out[_printable(file)] = str(error)
+            continue
+        if len(samples) > CLIP_SAMPLES:
+            noise[_printable(file.rpartition("/")[2])] = samples
+        else:
+            left_out[_printable(file)] = "background noise must be longer than a second"
+    return noise, left_out
+
+
+def _prepare_once(folder: Path, make: Callable[[Path], None]) -> None:
+    """Let ``make`` fill a folder beside its final place and move it there when it is complete.
+
+    A second process that wants the same corpus waits for the first one and finds it done.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with made_once(folder, "meta.json") as missing:
+        if not missing:
+            return
+        build = paths.temporary_for(folder)  # a helper of a killed preparation knows another name
+        build.mkdir()
+        try:
+            make(build)
+        except BaseException:
+            shutil.rmtree(build, ignore_errors=True)
+            raise
+        build.rename(folder)
+
+
+def _new_store(folder: Path, n_clips: int) -> np.memmap:
+    paths.require_space(folder, n_clips * CLIP_SAMPLES * 2)
+    return np.lib.format.open_memmap(folder / "waveforms.npy", "w+", np.int16, (n_clips, CLIP_SAMPLES))
+
+
+def _finish(
+    folder: Path,
+    clips: pd.DataFrame,
+    noise: dict[str, np.ndarray],
+    unusable: pd.DataFrame,
+    planned: list[str],
+    own_noise: bool = False,
+) -> None:
+    """Write everything but the waveforms, which are there already."""
+    digest = hashlib.sha256("\n".join(clips["clip"] + " " + clips["content"]).encode())
+    if own_noise:  # synthesized noise is the same for everybody
+        for name, samples in sorted(noise.items()):
+            digest.update(name.encode() + samples.tobytes())
+    clips.to_csv(folder / "clips.csv", index=False)
+    unusable.to_csv(folder / "unusable.csv", index=False)
+    np.savez(folder / "noise.npz", **{f"noise_{i}": samples for i, samples in enumerate(noise.values())})
+    meta = {"fingerprint": digest.hexdigest(), "planned": planned, "noise": list(noise)}
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def _open(folder: Path, name: str) -> Corpus:
+    text = {"dtype": str, "keep_default_na": False}  # a word may be called "null"
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        clips, unusable = (pd.read_csv(folder / f"{table}.csv", **text) for table in ("clips", "unusable"))
+        waveforms = np.load(folder / "waveforms.npy", mmap_mode="r")[: len(clips)]
+        with np.load(folder / "noise.npz") as stored:
+            noise = {name: stored[f"noise_{i}"] for i, name in enumerate(meta["noise"])}
+        return Corpus(name, clips, waveforms, noise, unusable, meta["fingerprint"], meta["planned"], folder)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise CorpusError(f"{folder} is damaged ({error}): delete it, it is made again when needed") from None

@@ -1,0 +1,188 @@
+"""Which clip is for training, validation and test: recorded in ``data_splits/``, verified at every load.
+
+A split depends on the recorded names alone, never on the order of files or on a random state.
+``speaker``: no speaker in two subsets, about 60/20/20 of the clips; for Speech Commands the dataset's own rule.
+``random``: 80/20 by clip and the 20 % serve as val and test, as in the reports.
+"""
+
+import csv
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from kwslib import paths
+from kwslib.config import SPLITS
+from kwslib.data import speech_commands
+from kwslib.data.corpora import Corpus, speaker_of
+
+SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
+
+
+class SplitError(ValueError):
+    """The split does not exist, does not fit its corpus, or leaks; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers of a corpus for each subset, and the digest of the recorded file."""
+
+    name: str
+    train: np.ndarray
+    val: np.ndarray
+    test: np.ndarray
+    sha256: str
+
+
+def _rank(name: str) -> str:
+    """A fixed pseudo-random order of names, the same on every machine."""
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def assign(clips: list[str], split: str, corpus_name: str = "") -> pd.DataFrame:
+    """Make the split: columns ``clip subset``, sorted by clip.
+
+    A corpus that is called like a version of Speech Commands gets that dataset's published subsets.
+
+    >>> names = [f"go/s{i}_nohash_0.wav" for i in range(10)]
+    >>> sorted(assign(names, "speaker")["subset"])
+    ['test', 'test', 'train', 'train', 'train', 'train', 'train', 'train', 'val', 'val']
+    """
+    if split not in SPLITS:
+        raise SplitError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+    table = pd.DataFrame({"clip": sorted(clips)})
+    if split == "random":
+        order = table["clip"].map(_rank).rank(method="first") - 1
+        table["subset"] = np.where(order < round(0.8 * len(table)), "train", "test")
+        return table
+    if corpus_name in speech_commands.ARCHIVES:
+        table["subset"] = table["clip"].map(speech_commands.subset_of)
+        return table
+    speaker = table["clip"].map(speaker_of)
+    counts = speaker.value_counts()
+    ranked = sorted(counts.index, key=_rank)
+    # A speaker belongs where the middle of its clips falls when all clips stand in a row.
+    middle = counts[ranked].cumsum() - counts[ranked] / 2
+    edges = np.cumsum(list(SHARES.values()))[:-1] * len(table)
+    subset = dict(zip(ranked, np.array(list(SHARES))[np.searchsorted(edges, middle)].tolist(), strict=True))
+    table["subset"] = speaker.map(subset)
+    return table
+
+
+def load(corpus: Corpus, keyword: str, split: str) -> Split:
+    """The recorded split of a corpus, made on first use and verified on every one.
+
+    Raises:
+        SplitError: the recorded file was edited, names other clips than the corpus holds,
+            shares a speaker between subsets, or leaves a subset without the keyword.
+    """
+    path = paths.split_csv(corpus.name, split)
+    if not path.exists():
+        table = assign(corpus.planned, split, corpus.name)
+        text = table.to_csv(index=False)
+        paths.write_atomically(path, text)
+        meta = {"corpus": corpus.name, "split": split, "clips": len(table), "sha256": _digest(text)}
+        paths.write_json(path.with_suffix(".json"), meta)
+    return _verified(corpus, keyword, split)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _verified(corpus: Corpus, keyword: str, split: str) -> Split:
+    path = paths.split_csv(corpus.name, split)
+    again = f"delete {path} (and its .json) to make a new one"
+    try:
+        recorded = json.loads(path.with_suffix(".json").read_text())["sha256"]
+        text = path.read_text()
+        header, *rows = csv.reader(io.StringIO(text))
+        if header != ["clip", "subset"] or any(len(row) != 2 for row in rows):
+            raise ValueError("it must have two columns, clip and subset")
+        subset = pd.DataFrame(rows, columns=header).set_index("clip")["subset"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, csv.Error) as error:
+        raise SplitError(f"the split {path} cannot be read ({error}): {again}") from None
+    if _digest(text) != recorded:
+        raise SplitError(f"the split {path} was changed after it was recorded: restore it, or {again}")
+    if subset.index.has_duplicates or not set(subset) <= set(SHARES):
+        raise SplitError(f"the split {path} names a clip twice or an unknown subset: {again}")
+    if set(subset.index) != set(corpus.planned):
+        only_corpus = len(set(corpus.planned) - set(subset.index))
+        only_split = len(set(subset.index) - set(corpus.planned))
+        raise SplitError(
+            f"the split {path} does not fit the corpus {corpus.name}: {only_corpus} clips are new, "
+            f"{only_split} are gone. Restore the corpus, or {again}"
+        )
+    rows = corpus.clips["clip"].map(subset)
+    if split == "speaker":
+        shared = rows.groupby(corpus.clips["speaker"]).nunique() > 1
+        if shared.any():
+            raise SplitError(f"speaker {shared.idxmax()!r} is in two subsets of {path}: {again}")
+    train, val, test = (np.flatnonzero(rows == name) for name in SHARES)
+    result = Split(split, train, test if split == "random" else val, test, recorded)
+    who = "speakers" if split == "speaker" else "clips"  # a split by clip works with one speaker, too
+    advice = "record more"
+    if split == "speaker":
+        advice = "record more speakers (the name before the first _ of a file is its speaker), or use SPLIT=random"
+    is_keyword = corpus.is_keyword(keyword)
+    for name in SHARES:
+        rows_of_part = getattr(result, name)
+        spoken = corpus.clips.iloc[rows_of_part[is_keyword[rows_of_part]]]
+        found = spoken["speaker" if split == "speaker" else "clip"].nunique()
+        if found < 2:
+            raise SplitError(
+                f"the {name} part of {path} has {found} {who} of {keyword!r}, at least 2 are needed: {advice}"
+            )
+        if len(spoken) == len(rows_of_part):
+            raise SplitError(f"the {name} part of {path} has no other words than {keyword!r}: record some")
+    return result
+
+
+def counts(corpus: Corpus, split: Split, keyword: str) -> pd.DataFrame:
+    """Clips, keyword clips and speakers of each subset."""
+    is_keyword = corpus.is_keyword(keyword)
+    rows = {}
+    for name in SHARES:
+        index = getattr(split, name)
+        rows[name] = {
+            "clips": len(index),
+            "keyword clips": int(is_keyword[index].sum()),
+            "speakers": corpus.clips["speaker"].iloc[index].nunique(),
+            "speakers of the keyword": corpus.clips["speaker"].iloc[index][is_keyword[index]].nunique(),
+        }
+    return pd.DataFrame(rows).T
+
+
+def leaks(corpus: Corpus, split: Split) -> pd.DataFrame:
+    """What two subsets share: identical recordings (by content), speakers, and the share of clips by them."""
+    rows = {}
+    for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
+        first, second = corpus.clips.iloc[getattr(split, a)], corpus.clips.iloc[getattr(split, b)]
+        rows[f"{a} / {b}"] = {
+            "identical recordings": int(second["content"].isin(first["content"]).sum()),
+            "shared speakers": len({*first["speaker"]} & {*second["speaker"]}),
+            "clips of known speakers": float(second["speaker"].isin(first["speaker"]).mean()),
+        }
+    return pd.DataFrame(rows).T.astype({"identical recordings": int, "shared speakers": int})
+
+
+def meaning_of_leaks(corpus: Corpus, split: Split) -> str:
+    """One sentence: what the test part of this split can tell, and what not."""
+    known = leaks(corpus, split).loc["train / test", "clips of known speakers"]
+    if not corpus.names_tell_speakers:
+        return (
+            "**The file names tell no speakers** (a speaker is what stands before the first `_`), so the same person "
+            "may be in all parts: the results say how the model does on people it knows."
+        )
+    if known == 0:
+        return (
+            "By the file names, no test speaker was heard in training: the results say how the model does on people it "
+            "has never heard."
+        )
+    return (
+        f"**{known:.1%} of the test clips are by speakers who also speak in training**: the results say how the model "
+        "does on people it knows, and flatter it for everybody else."
+    )

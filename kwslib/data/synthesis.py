@@ -1,0 +1,392 @@
+"""Spoken words from eSpeak NG, in rooms and noise: the default corpus, made on the spot.
+
+eSpeak NG comes inside the wheel ``espeakng-loader`` (GPL-3.0; called, not copied) and is driven
+through ctypes. Its output depends on what the same process said before, so every part of the
+corpus is spoken by a fresh process in a fixed order: the bytes are the same every time, and the
+first speakers of a part sound the same however many follow.
+"""
+
+import ctypes
+import hashlib
+import multiprocessing
+import os
+import re
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+
+import numpy as np
+from scipy import signal
+from tqdm.auto import tqdm
+
+from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, SynthesisConfig, identity
+
+VERSION = 3  # raise it when the same plan would sound different
+N_PARTS = 8  # fixed: it decides which utterances share a process
+
+# The 30 words of Speech Commands v0.01 (Warden 2018, arXiv:1804.03209).
+WORDS = (
+    "bed bird cat dog down eight five four go happy house left marvin nine no "
+    "off on one right seven sheila six stop three tree two up wow yes zero"
+).split()
+
+# Ordinary words among which the near-misses of a keyword are looked for.
+NEIGHBOURS = (
+    "shield sheep shelly shelter she leela tequila shiny shower chill shoulder feeler healer dealer steal "
+    "martin margin carving starving marble melvin garden service certain even heaven eleven savage severed lemon "
+    "haven river clever letter better water cellar seller color caller tailor sailor ruler loyal royal table cable "
+    "label paper pepper copper happen open often coffee toffee hello yellow fellow follow hollow mellow pillow "
+    "window winter summer dinner finner winner sooner corner banner manner never ever over under other another "
+    "mother brother father farther feather leather weather measure pleasure treasure picture nature future "
+    "computer jupiter alexa amanda maria sarah laura anna emma sophia olivia david daniel michael victor hector "
+    "doctor tractor actor factor motor rotor visual virtual forward backward follower learner reader leader "
+    "bad bet bead bard board birth cart cut cab dock dig doug town gown ate late fight hive fort door goal "
+    "grow hoppy mouse horse lift loft mine fine know now of own won run write ride sex sick step top tea free too "
+    "new cup wowed"
+).split()
+
+ACCENTS = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029", "en-us-nyc")
+
+NOT_HUMAN = re.compile("whisper|[Rr]obo|Demonic|Storm|Tweaky|croak")
+
+# What a word is cut out of, so that its ends sound of its neighbours.
+CARRIERS = ("say {} again", "the {} now", "and {} too", "my {} is here", "one {} more", "so {} please", "a {} or two")
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One clip to be spoken: who says what."""
+
+    speaker: str
+    word: str
+
+    @property
+    def clip(self) -> str:
+        """Name of the clip, in the manner of Speech Commands: ``word/voice_accent.wav``."""
+        return f"{self.word}/{self.speaker}.wav"
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        """Random numbers of this clip alone, whatever else is in the corpus."""
+        return _rng(purpose, self.clip)
+
+
+def _rng(*names: str) -> np.random.Generator:
+    digest = hashlib.sha256("/".join(names).encode()).digest()
+    return np.random.default_rng(np.frombuffer(digest[:16], np.uint32))
+
+
+class _Event(ctypes.Structure):
+    """espeak_EVENT of speak_lib.h: where in the audio a word of the text begins."""
+
+    _fields_ = [("type", ctypes.c_int), ("unique_identifier", ctypes.c_uint), ("text_position", ctypes.c_int),
+                ("length", ctypes.c_int), ("audio_position_ms", ctypes.c_int), ("sample", ctypes.c_int),
+                ("user_data", ctypes.c_void_p), ("id", ctypes.c_char * 8)]  # fmt: skip
+
+
+class Espeak:
+    """The synthesizer of this process. It keeps state between utterances: mind the order."""
+
+    SYNCHRONOUS, UTF8 = 2, 1
+    RATE, PITCH, RANGE = 1, 3, 4
+    WORD_EVENT = 1
+
+    def __init__(self):
+        import espeakng_loader
+
+        self._library = ctypes.CDLL(espeakng_loader.get_library_path())
+        data = os.path.dirname(espeakng_loader.get_data_path()).encode()
+        self.sample_rate = self._library.espeak_Initialize(self.SYNCHRONOUS, 0, data, 0)
+        if self.sample_rate <= 0:
+            raise RuntimeError("eSpeak NG did not start: reinstall the package espeakng-loader")
+        self._library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # else the clock: some voices contain noise
+        self._library.espeak_TextToPhonemes.restype = ctypes.c_char_p
+        self._heard: list[np.ndarray] = []
+        self._words: dict[int, int] = {}  # position in the text, from 0 -> sample where the word begins
+        callback_type = ctypes.CFUNCTYPE(
+            ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
+        )
+        self._callback = callback_type(self._hear)  # kept alive: C holds a pointer to it
+        self._library.espeak_SetSynthCallback(self._callback)
+
+    def _hear(self, samples, count, events) -> int:
+        if samples and count > 0:
+            self._heard.append(np.ctypeslib.as_array(samples, (count,)).copy())
+        i = 0
+        while events[i].type:  # a zero ends the list
+            if events[i].type == self.WORD_EVENT:
+                self._words[events[i].text_position - 1] = events[i].sample
+            i += 1
+        return 0
+
+    def voice(self, name: str) -> None:
+        if self._library.espeak_SetVoiceByName(name.encode()) != 0:
+            raise RuntimeError(f"eSpeak NG has no voice {name!r}")
+
+    def say(self, text: str, rate: int, pitch: int, pitch_range: int, vocal_tract: float = 1.0) -> np.ndarray:
+        """Speech as float32 in [-1, 1] at 16 kHz, silence at both ends removed.
+
+        A vocal tract of 1.1 raises formants and pitch by 10 % and is as much quicker.
+        """
+        return _without_silence(self._speech(text, rate, pitch, pitch_range, vocal_tract)[0])
+
+    def say_within(self, carrier: str, word: str, margin_s: float, *voice) -> np.ndarray:
+        """A word cut out of a phrase, with ``margin_s`` of its neighbours; arguments of ``say`` follow.
+
+        ``carrier`` holds ``{}`` where the word goes.
+        """
+        before = carrier.index("{}")
+        speech, starts = self._speech(carrier.format(word), *voice)
+        begin = starts.get(before)
+        after = [start for position, start in starts.items() if position > before + len(word) - 1]
+        if begin is None or not after:  # eSpeak NG ran the word and its neighbour into one
+            return self.say(word, *voice)
+        margin = int(margin_s * SAMPLE_RATE)
+        cut = speech[max(begin - margin, 0) : min(after) + margin].copy()
+        fade = np.linspace(0, 1, 80, dtype=np.float32)  # 5 ms against a click
+        cut[:80] *= fade
+        cut[-80:] *= fade[::-1]
+        return _without_silence(cut)
+
+    def _speech(
+        self, text: str, rate: int, pitch: int, pitch_range: int, vocal_tract: float = 1.0
+    ) -> tuple[np.ndarray, dict[int, int]]:
+        """Samples at 16 kHz, and for each word its position in the text and where it begins."""
+        for parameter, value in ((self.RATE, rate), (self.PITCH, pitch), (self.RANGE, pitch_range)):
+            self._library.espeak_SetParameter(parameter, int(value), 0)
+        self._heard.clear()
+        self._words.clear()
+        encoded = text.encode()
+        self._library.espeak_Synth(encoded, len(encoded) + 1, 0, 1, 0, self.UTF8, None, None)
+        samples = np.concatenate(self._heard).astype(np.float32) / 32768
+        up, down = SAMPLE_RATE // 50, round(self.sample_rate * vocal_tract / 50)
+        starts = {position: start * up // down for position, start in self._words.items()}
+        return signal.resample_poly(samples, up, down).astype(np.float32), starts
+
+    def phonemes(self, text: str) -> str:
+        """International phonetic letters of a word, without stress marks."""
+        self.voice("en-us")
+        pointer = ctypes.c_char_p(text.encode())
+        ipa = self._library.espeak_TextToPhonemes(ctypes.byref(pointer), self.UTF8, 0x02).decode()
+        return "".join(letter for letter in ipa if letter not in "ˈˌ ")
+
+
+def _without_silence(samples: np.ndarray) -> np.ndarray:
+    loud = np.flatnonzero(np.abs(samples) > 0.02 * np.abs(samples).max())
+    return samples[loud[0] : loud[-1] + 1] if len(loud) else samples[:0]
+
+
+def edit_distance(a: str, b: str) -> int:
+    """Insertions, deletions and substitutions that turn one string into the other.
+
+    >>> edit_distance("kitten", "sitting")
+    3
+    """
+    row = list(range(len(b) + 1))
+    for i, letter_a in enumerate(a, 1):
+        previous, row[0] = row[0], i
+        for j, letter_b in enumerate(b, 1):
+            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (letter_a != letter_b))
+    return row[-1]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the synthetic speakers say: the keyword, its near-misses, and a pool of other words."""
+
+    keyword: str
+    near_misses: list[str]
+    others: list[str]
+
+
+def vocabulary(keyword: str, config: SynthesisConfig) -> Vocabulary:
+    """The words for a keyword. Near-misses sound most like it (by phonemes) without sounding the same.
+
+    Raises:
+        ValueError: eSpeak NG has no sounds for the keyword.
+    """
+    espeak = Espeak()
+    sound = espeak.phonemes(keyword)
+    if not sound:
+        raise ValueError(f"eSpeak NG cannot speak the keyword {keyword!r}: give a word in letters")
+    sounds = {word: espeak.phonemes(word) for word in dict.fromkeys((*WORDS, *NEIGHBOURS))}
+    sounds = {word: ipa for word, ipa in sounds.items() if word != keyword and ipa != sound}  # no homophones
+    distance = {word: edit_distance(sound, ipa) / max(len(ipa), 3) for word, ipa in sounds.items()}
+    core = [word for word in sounds if word in WORDS]
+    ranked = sorted(set(sounds) - set(core), key=lambda word: (distance[word], word))
+    near, far = ranked[: config.near_misses], sorted(ranked[config.near_misses :], key=identity)
+    return Vocabulary(keyword, near, sorted([*core, *far][: config.vocabulary]))
+
+
+def voice_variants() -> list[str]:
+    """eSpeak NG's voice variants without whispers, robots and effects, in a fixed shuffled order."""
+    import espeakng_loader
+
+    names = sorted(os.listdir(os.path.join(espeakng_loader.get_data_path(), "voices", "!v")))
+    names = [name for name in names if not NOT_HUMAN.search(name)]
+    return [names[i] for i in _rng("variants").permutation(len(names))]
+
+
+BABBLE_VOICES = 6  # kept for the noise: no test speaker may be heard in training, not even in a babble
+
+
+def speakers(count: int) -> dict[str, str]:
+    """``voice_accent`` -> the name eSpeak NG knows it by, for ``count`` pairs of voice variant and accent.
+
+    The voice is the speaker (the name before ``_``): however many accents it speaks with, a split by
+    speaker keeps them together. Every voice is used once before any is used with another accent.
+    """
+    variants = voice_variants()[:-BABBLE_VOICES]
+    limit = len(variants) * len(ACCENTS)
+    if count > limit:
+        raise ValueError(f"eSpeak NG offers {limit} pairs of voice and accent, {count} were asked for")
+    pairs = [(ACCENTS[(i + i // len(variants)) % len(ACCENTS)], variants[i % len(variants)]) for i in range(count)]
+    return {f"{re.sub('[^A-Za-z0-9]', '-', variant)}_{accent}": f"{accent}+{variant}" for accent, variant in pairs}
+
+
+def plan(voices: dict[str, str], words: Vocabulary, config: SynthesisConfig) -> list[list[Utterance]]:
+    """What each part of the corpus says, in order: keyword, near-misses, and other words by lot, once each."""
+    parts: list[list[Utterance]] = [[] for _ in range(N_PARTS)]
+    for index, speaker in enumerate(voices):
+        others = _rng("others", speaker).choice(words.others, config.other_words, replace=False).tolist()
+        said = (words.keyword, *words.near_misses, *others)
+        parts[index % N_PARTS] += [Utterance(speaker, word) for word in said]
+    return parts
+
+
+def speak(espeak: Espeak, voice: str, utterance: Utterance, config: SynthesisConfig) -> np.ndarray:
+    """One word as this speaker says it: habits of the speaker, mood of the moment."""
+    habit, mood = _rng("habit", utterance.speaker), utterance.rng("mood")
+    rate = habit.uniform(*config.rate_wpm) * mood.uniform(0.85, 1.2)
+    pitch = np.clip(habit.uniform(*config.pitch) + mood.uniform(-10, 10), 0, 100)
+    pitch_range = np.clip(habit.uniform(*config.pitch_range) + mood.uniform(-15, 15), 0, 100)
+    sound = (rate, pitch, pitch_range, habit.uniform(*config.vocal_tract))
+    espeak.voice(voice)
+    if mood.random() < config.carrier_share:
+        return espeak.say_within(mood.choice(CARRIERS), utterance.word, mood.uniform(0, 0.04), *sound)
+    return espeak.say(utterance.word, *sound)
+
+
+def in_a_room(speech: np.ndarray, rt60_s: float, rng: np.random.Generator) -> np.ndarray:
+    """Add the reverberation of a small room: decaying noise after the direct sound."""
+    n = int(rt60_s * SAMPLE_RATE)
+    tail = rng.standard_normal(n) * 10 ** (-3 * np.arange(n) / n) * rng.uniform(0.01, 0.08)
+    tail[0] = 1.0
+    return signal.oaconvolve(speech, tail)[: len(speech) + n // 3].astype(np.float32)
+
+
+def place(speech: np.ndarray, noise: np.ndarray, rng: np.random.Generator, config: SynthesisConfig) -> np.ndarray:
+    """A one-second clip: the word somewhere in it, tilted, over noise, at some level. int16."""
+    if rng.random() < config.room_share:
+        speech = in_a_room(speech, rng.uniform(*config.rt60_s), rng)
+    speech = speech[:CLIP_SAMPLES]
+    speech = signal.lfilter([1, rng.uniform(-0.6, 0.6)], [1], speech)
+    start = rng.integers(0, CLIP_SAMPLES - len(speech) + 1)
+    clip = np.zeros(CLIP_SAMPLES)
+    clip[start : start + len(speech)] = speech
+    kind = noise[rng.integers(len(noise))]
+    begin = rng.integers(0, len(kind) - CLIP_SAMPLES)
+    background = kind[begin : begin + CLIP_SAMPLES] / 32768
+    level = np.sqrt(np.mean(speech**2) / max(np.mean(background**2), 1e-12))
+    clip += background * level * 10 ** (-rng.uniform(*config.snr_db) / 20)
+    clip *= 10 ** (-rng.uniform(1, 20) / 20) / np.abs(clip).max()
+    return np.round(clip * 32767).astype(np.int16)
+
+
+def coloured_noise(rng: np.random.Generator, n: int, exponent: float, lowest_hz: float = 20.0) -> np.ndarray:
+    """Noise whose amplitude falls with this power of the frequency, from ``lowest_hz`` on, of any level, (n,)."""
+    spectrum = np.fft.rfft(rng.standard_normal(n))
+    frequency_hz = np.fft.rfftfreq(n, 1 / SAMPLE_RATE)
+    return np.fft.irfft(spectrum / np.maximum(frequency_hz, lowest_hz) ** exponent, n)
+
+
+def noise_recordings(purpose: str, seconds: int = 60) -> dict[str, np.ndarray]:
+    """Recordings of white, pink and brown noise, mains hum and two babbles, as int16.
+
+    Another ``purpose`` gives other recordings: those inside the clips are not those that
+    augmentation uses. Speaks, so call it in a process of its own.
+    """
+    rng, n = _rng("noise", purpose), seconds * SAMPLE_RATE
+    recordings = {}
+    for name, exponent in (("white", 0.0), ("pink", 0.5), ("brown", 1.0)):
+        recordings[name] = coloured_noise(rng, n, exponent)
+    t = np.arange(n) / SAMPLE_RATE
+    overtones = sum(rng.uniform(0.1, 1) / k * np.sin(2 * np.pi * 50 * k * t + rng.uniform(0, 7)) for k in range(1, 12))
+    recordings["hum"] = overtones + 0.02 * rng.standard_normal(n)
+    espeak, voices = (
+        Espeak(),
+        [f"{accent}+{voice}" for voice in voice_variants()[-BABBLE_VOICES:] for accent in ACCENTS],
+    )
+    for name, talkers in (("babble-few", 3), ("babble-many", 8)):
+        recordings[name] = sum(_talker(espeak, voices, rng, n) for _ in range(talkers))
+    return {k: np.round(x / np.abs(x).max() * 0.9 * 32767).astype(np.int16) for k, x in recordings.items()}
+
+
+def _talker(espeak: Espeak, voices: list[str], rng: np.random.Generator, n: int) -> np.ndarray:
+    """Endless chatter in one voice, ``n`` samples long."""
+    espeak.voice(voices[rng.integers(len(voices))])
+    rate, pitch = rng.integers(150, 230), rng.integers(25, 75)
+    spoken, length = [], 0
+    while length < n:
+        spoken.append(espeak.say(" ".join(rng.choice(NEIGHBOURS, 12)), rate, pitch, 50))
+        length += len(spoken[-1])
+    return np.concatenate(spoken)[:n]
+
+
+def _speak_part(
+    part: list[Utterance], voices: dict[str, str], noise: np.ndarray, config: SynthesisConfig
+) -> np.ndarray:
+    espeak = Espeak()
+    clips = [place(speak(espeak, voices[u.speaker], u, config), noise, u.rng("place"), config) for u in part]
+    return np.stack(clips) if clips else np.zeros((0, CLIP_SAMPLES), np.int16)
+
+
+def make_corpus(
+    parts: list[list[Utterance]], voices: dict[str, str], config: SynthesisConfig, waveforms: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Speak the whole corpus, one fresh process for each part, as many at a time as there are cores.
+
+    Args:
+        parts: what is said, see ``plan``.
+        voices: see ``speakers``.
+        waveforms: int16 (clips, samples) to fill in the order of the parts, in memory or in a file.
+
+    Returns:
+        The background noise recordings by name.
+    """
+    with _fresh_processes() as pool:
+        mixed_in, background = pool.map(noise_recordings, ("clips", "background"))
+        noise = np.stack(list(mixed_in.values()))
+        starts = np.cumsum([0, *map(len, parts)])
+        tasks = {pool.submit(_speak_part, part, voices, noise, config): i for i, part in enumerate(parts)}
+        with tqdm(total=starts[-1], desc="synthesizing clips", unit="clip") as bar:
+            for done in as_completed(tasks):
+                i = tasks[done]
+                waveforms[starts[i] : starts[i + 1]] = done.result()
+                bar.update(len(parts[i]))
+    return background
+
+
+@contextmanager
+def _fresh_processes() -> Iterator[ProcessPoolExecutor]:
+    """Workers that each do one task and end, so that eSpeak NG is always as if just started.
+
+    They need this room, not the program that asked: importing that again, with torch and all, would
+    take longer than speaking, and a script would have to guard against running twice.
+    """
+    program = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(os.cpu_count(), spawn, max_tasks_per_child=1) as pool:
+            yield pool
+    finally:
+        sys.modules["__main__"] = program
+
+
+def in_fresh_process(function, *arguments):
+    """Call a function that speaks, in a process that has not spoken yet."""
+    with _fresh_processes() as pool:
+        return pool.submit(function, *arguments).result()

@@ -1,0 +1,265 @@
+"""One experiment and seed: train or convert a model, save it, load it again, score it, write the record.
+
+Its identity is a hash of the recipe, the corpus, the split, the seed and what it starts from.
+"""
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from kwslib import metrics, paths
+from kwslib.config import FeatureConfig, describe, identity
+from kwslib.data import augment, pieces
+from kwslib.lab.experiment import Experiment
+from kwslib.lab.study import ExperimentError, Study
+from kwslib.nets import cost
+from kwslib.nets.crnn import score
+from kwslib.nets.rivals import Ensemble, build
+from kwslib.results import provenance, records, tracking
+from kwslib.streaming import decision, tracks
+from kwslib.streaming.model import StreamingModel
+from kwslib.training import checkpoints
+from kwslib.training.loop import Objective, Training, fit
+from kwslib.training.material import Clips, Material, Pieces
+
+
+@dataclass(frozen=True)
+class Run:
+    """One experiment and seed, with everything a worker process needs to know."""
+
+    study: Study
+    experiment: Experiment
+    seed: int
+    order: int
+
+    @property
+    def label(self) -> str:
+        return paths.label(self.experiment.name, self.seed)
+
+    @property
+    def teacher_seeds(self) -> list[int]:
+        """The same seed; for an ensemble all that the teacher was ever trained with."""
+        if not self.experiment.ensemble:
+            return [self.seed]
+        files = self.study.checkpoint(self.experiment.teacher).parent.glob(f"{self.experiment.teacher}-seed*.pt")
+        return sorted(paths.split_label(file.stem)[1] for file in files) or [self.seed]
+
+    @cached_property
+    def identity(self) -> str:
+        training = self.study.sized(self.experiment.training)
+        recipe = {**describe(self.experiment), "name": "", "note": "", "control": "", "training": training}
+        origins = [
+            identity_on_disk(self.study, name, seed) for name in self.experiment.needs for seed in self.teacher_seeds
+        ]
+        profile = self.study.profile
+        trained = (profile.views, augment.VERSION) if self.experiment.trains else ()
+        tuned = [self.study.sized(step.training).epochs for step in self.experiment.tuning_steps]
+        on_pieces = [pieces.VERSION for _ in self.experiment.piece_steps]
+        decided = (profile.stream_percent, tracks.VERSION, decision.VERSION) if self.experiment.decision_step else ()
+        sizes = (profile.bootstrap, *trained, *tuned, *on_pieces, *decided)
+        return identity(recipe, self.study.corpus.fingerprint, self.study.split.sha256, self.seed, origins, sizes)
+
+    @property
+    def needed_labels(self) -> set[str]:
+        """Runs that must be finished first: those with the same seed; for an ensemble all of the teacher."""
+        experiment, seeds = self.experiment, range(self.study.seeds) if self.experiment.ensemble else [self.seed]
+        return {paths.label(name, seed) for name in experiment.needs for seed in seeds}
+
+    def is_done(self) -> bool:
+        """Whether record and checkpoint of exactly this recipe are there and belong together."""
+        file = records.path(self.study.name, self.experiment.name, self.seed)
+        checkpoint = self.study.checkpoint(self.experiment.name, self.seed)
+        try:
+            record, sidecar = records.read(file), checkpoints.load(checkpoint)[1]
+            checkpoints.load(checkpoint.with_suffix(checkpoints.COMPACT_SUFFIX))
+        except (records.RecordError, checkpoints.CheckpointError):
+            return False
+        same_file = record.get("checkpoint") == {"file": checkpoint.name, "sha256": sidecar.get("sha256")}
+        same_file &= all(record.get(key) == sidecar.get(key) for key in ("model", "features", "keyword", "threshold"))
+        return record.get("identity") == self.identity == sidecar.get("identity") and same_file
+
+
+def identity_on_disk(study: Study, experiment: str, seed: int) -> str:
+    """The identity that a run's checkpoint was saved with.
+
+    Raises:
+        ExperimentError: there is no checkpoint, or its description is damaged.
+    """
+    checkpoint = study.checkpoint(experiment, seed)
+    try:
+        return checkpoints.read_sidecar(checkpoint)["identity"]
+    except (checkpoints.CheckpointError, KeyError) as error:
+        raise ExperimentError(
+            f"{experiment!r} (seed {seed}) is needed but has no checkpoint in {checkpoint.parent}: "
+            f"run the notebook that defines it first ({error})"
+        ) from None
+
+
+def refresh(run: Run) -> None:
+    """Keep order, control and note of a finished record up to date; they are not part of its identity."""
+    record = records.read(records.path(run.study.name, run.experiment.name, run.seed))
+    fresh = _wording(run)
+    if any(record[key] != value for key, value in fresh.items()):
+        records.write(run.study.name, record | fresh)
+
+
+def _wording(run: Run) -> dict:
+    return {"order": run.order, "control": run.experiment.control, "note": run.experiment.note}
+
+
+def take_time(run: Run) -> None:
+    """Measure the latency of a finished run, now that nothing else is running, into its record.
+
+    Also of one that an interruption left untimed; one that has its figures keeps them.
+    """
+    record = records.read(records.path(run.study.name, run.experiment.name, run.seed))
+    if record["run"].get("latency_ms_per_clip") is not None:
+        return
+    model = run.study.model(run.experiment.name, run.seed)
+    if hasattr(model, "columns"):
+        record["run"]["latency_ms_per_step"] = round(cost.step_latency_ms(StreamingModel(model)), 3)
+    record["run"]["latency_ms_per_clip"] = round(cost.clip_latency_ms(model), 3)
+    records.write(run.study.name, record)
+
+
+def execute(run: Run) -> None:
+    """Train or convert one model, save it, load it again, score it, write the record."""
+    began = time.perf_counter()
+    study, experiment = run.study, run.experiment
+    model, history = _trained(run)
+    config = model.config
+    checkpoint = study.checkpoint(experiment.name, run.seed)
+    described = {"experiment": experiment.name, "seed": run.seed, "identity": run.identity, "study": study.name}
+    described |= {"keyword": study.keyword, "threshold": study.threshold(model)}
+    described |= {"features": describe(FeatureConfig()), "model": describe(config)}
+    sidecar = checkpoints.save(checkpoint, model.cpu(), described)
+    written = study.model(experiment.name, run.seed)  # what is scored is what was written
+    on_streams = {}
+    if experiment.decision_step:
+        step = experiment.decision_step.sized(study.profile.stream_percent)
+        val, test = study.tracks("val", step.made_on), study.tracks("test", step.streams)
+        made, on_streams["streams"] = decision.measure(written, step, val, test)
+        sidecar = checkpoints.save(checkpoint, model, described | {"decision": dataclasses.asdict(made)})
+    record = {
+        **described,
+        **_wording(run),
+        "profile": study.profile.name,
+        "precision": sidecar["precision"],
+        "epochs": len(history),
+        "recipe": describe(experiment),
+        "data": _data(study),
+        "cost": {
+            **cost.cost(config),
+            **checkpoints.sizes(written),
+            **{key: sidecar[key] for key in ("checkpoint_bytes", "compact_bytes")},
+        },
+        "metrics": {**_measure(study, written), **on_streams},
+        "history": {key: [row[key] for row in history] for key in (history[0] if history else {}) if key != "wall_s"},
+        "checkpoint": {"file": checkpoint.name, "sha256": sidecar["sha256"]},
+        "run": {
+            "wall_s": round(time.perf_counter() - began, 1),
+            **dict.fromkeys(records.LATENCIES),  # measured when the machine is quiet, see take_time
+            "device": device(),
+            **provenance.of_run(),
+        },
+    }
+    records.write(study.name, record)
+    for file in _resume_file(run).parent.glob(f"{run.label}.{run.identity}.*resume"):
+        file.unlink()
+
+
+def _fit(run: Run, model, training: Training, resume: Path, on_epoch, pieces=None, mel_warp=0.0, **special) -> None:
+    """Train a model in place with the experiment's losses, teacher and augmentation, on clips or pieces of stream.
+
+    ``pieces`` says what pieces of stream are made of; ``special`` goes into the training's objective.
+    """
+    study, experiment = run.study, run.experiment
+    train, val, augmentation = study.split.train, study.split.val, experiment.augmentation
+    teacher = None
+    if experiment.ensemble:
+        teacher = Ensemble([study.model(experiment.teacher, seed) for seed in run.teacher_seeds])
+    elif experiment.teacher:
+        teacher = study.model(experiment.teacher, run.seed)
+    if pieces is None:
+        source = Clips(study.bank(augmentation), study.labels[train])
+    else:
+        source = Pieces(*study.pieces(pieces, augmentation), seconds=len(train))
+    material = Material(source, study.logmels[val], study.labels[val], augmentation, mel_warp)
+    objective = Objective(experiment.losses, teacher, **special)
+    fit(model, material, objective, study.sized(training), run.seed, resume, on_epoch, device())
+
+
+def _trained(run: Run) -> tuple[nn.Module, list[dict]]:
+    """The model of an experiment, trained or taken from another one, after all its steps; and the history."""
+    study, experiment = run.study, run.experiment
+    log = tracking.CsvLog(tracking.csv_path(study.name, experiment.name, run.seed))
+    history: list[dict] = []
+
+    def keep(row: dict) -> None:
+        history.append({**row, "epoch": len(history) + 1})
+        log(history[-1])
+
+    def tune(model: nn.Module, training: Training, **options) -> None:
+        resume = _resume_file(run).with_suffix(f".{len(history)}.resume")
+        _fit(run, model, training, resume, keep, tunes=True, **options)
+
+    try:
+        if experiment.student is None:
+            model = study.model(experiment.start, run.seed)
+        else:
+            torch.manual_seed(run.seed)
+            model = build(experiment.student)
+            _fit(run, model, experiment.training, _resume_file(run), keep)
+        for step in experiment.after:
+            model = step(model.cpu(), tune) if step in experiment.tuning_steps else step(model.cpu())
+    finally:
+        log.close()
+    return model, history
+
+
+def _resume_file(run: Run) -> Path:
+    """The state of an unfinished training; its name holds the identity, so another recipe never resumes it."""
+    return paths.checkpoints(run.study.name) / f"{run.label}.{run.identity}.resume"
+
+
+def device() -> str:
+    """Where models train: a GPU when there is one. Everything is measured on the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _data(study: Study) -> dict:
+    corpus, split = study.corpus, study.split
+    where = {"corpus": corpus.name, "corpus_fingerprint": corpus.fingerprint}
+    where |= {"split": split.name, "split_sha256": split.sha256}
+    return where | {"n_train": len(split.train), "n_val": len(split.val), "n_test": len(split.test)}
+
+
+def _measure(study: Study, model: nn.Module) -> dict:
+    """The metrics part of a record: selected on val, reported on test."""
+    val, test = study.split.val, study.split.test
+    on_val = score(model, study.logmels[val])
+    on_test = score(model, study.logmels[test])
+    is_keyword = study.labels[test] == 1
+    speakers = study.corpus.clips["speaker"].to_numpy()[test]
+    area = metrics.au_fa_fr(on_test, is_keyword)
+    replicates = metrics.bootstrap(on_test, is_keyword, speakers, study.profile.bootstrap)
+    fa, fr, _ = metrics.fa_fr_curve(on_test, is_keyword)
+    corner = np.flatnonzero(np.diff(fr, prepend=np.inf, append=np.inf)[:-1] != 0)  # where a keyword is gained
+    return {
+        "au_fa_fr": area,
+        "au_fa_fr_val": metrics.au_fa_fr(on_val, study.labels[val] == 1),
+        "au_fa_fr_ci95": list(metrics.interval95(replicates)),
+        "roc_auc": metrics.roc_auc(area, is_keyword),
+        "n_keyword": int(is_keyword.sum()),
+        "n_other": int((~is_keyword).sum()),
+        "n_speakers": len(np.unique(speakers)),
+        "interval_over": metrics.units(speakers, is_keyword),
+        "bootstrap": [float(f"{value:.4g}") for value in replicates],
+        "curve": {"fa": fa[corner].tolist(), "fr": fr[corner].tolist()},
+    }

@@ -1,0 +1,233 @@
+"""A study: one corpus, keyword and split, with its data, its files and its results."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from IPython.display import Markdown
+from torch import nn
+
+from kwslib import metrics, paths
+from kwslib.config import PROFILES, SPLITS, FeatureConfig, Profile, SynthesisConfig, profile
+from kwslib.data import augment, corpora, features, pieces, splits
+from kwslib.data.augment import Augmentation
+from kwslib.data.pieces import PieceConfig
+from kwslib.nets import crnn
+from kwslib.results import records, tables
+from kwslib.streaming import tracks
+from kwslib.streaming.tracks import StreamSpec, Tracks
+from kwslib.training import checkpoints
+from kwslib.training.loop import Training
+
+
+class ExperimentError(ValueError):
+    """An experiment cannot run or failed; the message says which, why and what to do."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """One corpus, keyword and split; made by ``open_study``. Knows its data and its files.
+
+    A ``variant`` keeps the results of a side question apart.
+    """
+
+    corpus_argument: str
+    keyword: str
+    split_name: str
+    profile: Profile
+    seeds: int
+    synthesis: SynthesisConfig = SynthesisConfig()
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        name = paths.study_name(self.corpus_argument, self.keyword, self.split_name)
+        return f"{name}-{self.variant}" if self.variant else name
+
+    @cached_property
+    def corpus(self) -> corpora.Corpus:
+        return corpora.load(self.corpus_argument, self.keyword, self.profile.name, self.synthesis)
+
+    @cached_property
+    def split(self) -> splits.Split:
+        return splits.load(self.corpus, self.keyword, self.split_name)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """1 for clips of the keyword, (clips,)."""
+        return self.corpus.is_keyword(self.keyword).astype(np.int64)
+
+    @cached_property
+    def logmels(self) -> np.ndarray:
+        """Log-mels of all clips, (clips, F, T)."""
+        return features.logmels(self.corpus)
+
+    def bank(self, augmentation: Augmentation) -> np.ndarray:
+        """Augmented log-mels of the training clips, (views, train clips, F, T)."""
+        train = self.split.train
+        others = train[self.labels[train] == 0]
+        return augment.bank(self.corpus, train, others, self.profile.views, augmentation, FeatureConfig())
+
+    def pieces(self, recipe: PieceConfig, augmentation: Augmentation) -> tuple[np.ndarray, np.ndarray]:
+        """Pieces of stream of training speakers and labels of their seconds, as many as ``bank`` has clips."""
+        train = self.split.train
+        n = max(1, self.profile.views * len(train) // recipe.clips)
+        return pieces.bank(self.corpus, train, self.labels[train] == 1, n, recipe, augmentation)
+
+    def tracks(self, part: str, specs: Sequence[StreamSpec]) -> dict[str, Tracks]:
+        """Long streams by name, made of the clips of one part of the split: ``val`` or ``test``.
+
+        Val streams draw from seeds of their own: other noise, other times.
+        """
+        rows, shift = getattr(self.split, part), 1000 if part == "val" else 0
+        drawn = {spec.name: replace(spec, seed=spec.seed + shift) for spec in specs}
+        return {name: tracks.prepare(self.corpus, rows, self.keyword, spec) for name, spec in drawn.items()}
+
+    def sized(self, training: Training) -> Training:
+        """A recipe's training with as many epochs as the profile makes of them."""
+        return replace(training, epochs=self.profile.epochs(training.epochs))
+
+    def summary(self) -> pd.DataFrame:
+        """What is studied, as a table."""
+        rows = {"study": self.name, "keyword": self.keyword, "split": self.split_name, "profile": self.profile.name}
+        rows |= {"seeds": self.seeds, **self.corpus.summary()}
+        return pd.DataFrame({"value": rows})
+
+    def checkpoint(self, experiment: str, seed: int = 0) -> Path:
+        return paths.checkpoints(self.name) / f"{paths.label(experiment, seed)}.pt"
+
+    def model(self, experiment: str, seed: int = 0) -> nn.Module:
+        """The trained model of an experiment.
+
+        Raises:
+            ExperimentError: it was not trained yet, or its file is damaged.
+        """
+        try:
+            return checkpoints.load(self.checkpoint(experiment, seed))[0]
+        except checkpoints.CheckpointError as error:
+            raise ExperimentError(f"the model of {experiment!r}, seed {seed}, is not available: {error}") from None
+
+    def threshold(self, model: nn.Module, kept: float = 0.99) -> float:
+        """The logit above which a clip counts as the keyword: it accepts this share of the val keywords."""
+        rows = self.split.val[self.labels[self.split.val] == 1]
+        return metrics.threshold_keeping(kept, crnn.score(model.cpu(), self.logmels[rows]))
+
+    def scores(self, experiments: Sequence[str], seed: int = 0) -> pd.DataFrame:
+        """Keyword scores of the test clips less each model's threshold, accepted from 0 on, (clips, experiments)."""
+        test = self.split.test
+        columns = {}
+        for name in experiments:
+            model = self.model(name, seed)
+            columns[name] = crnn.score(model, self.logmels[test]) - self.threshold(model)
+        return pd.DataFrame(columns, index=pd.Index(self.corpus.clips["clip"].to_numpy()[test], name="clip"))
+
+    def false_accept_rate(
+        self, experiment: str, others: corpora.Corpus, kept: float = 0.99, keywords_of: "Study | None" = None
+    ) -> pd.Series:
+        """Share of recordings of other words that each seed's model takes for the keyword, by seed.
+
+        Args:
+            others: of any corpus: what does a detector do among people it was not trained on?
+            kept: share of the val keywords that must be accepted; it sets the threshold.
+            keywords_of: the study whose val keywords these are; this one by default. Another one makes
+                models comparable that were trained on different corpora.
+        """
+        logmels = features.logmels(others)[~others.is_keyword(self.keyword)]
+        rates = {}
+        for seed in range(self.seeds):
+            model = self.model(experiment, seed)
+            threshold = (keywords_of or self).threshold(model, kept)
+            rates[seed] = float((crnn.score(model, logmels) >= threshold).mean())
+        return pd.Series(rates, name=experiment)
+
+    def results(self) -> "Results":
+        """Everything this study has records of."""
+        return Results(self, records.load(self.name))
+
+
+@dataclass(frozen=True)
+class Results:
+    """Records of a study with the tables a notebook shows."""
+
+    study: Study
+    records: list[dict] = field(repr=False)
+
+    def __getitem__(self, experiment: str) -> pd.Series:
+        """Means over the seeds of one experiment, for example ``results["baseline"].au_fa_fr``."""
+        return self.summary.loc[experiment]
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """One row per experiment; the columns are explained at ``kwslib.results.records.summary``."""
+        return records.summary(self.records)
+
+    def table(self, *experiments: str) -> Markdown:
+        """The results as a notebook shows them: all experiments, or the named ones."""
+        rows = self.summary.loc[list(experiments)] if experiments else self.summary
+        return Markdown(tables.markdown(tables.display_table(rows)))
+
+    def gain(self, *experiments: str) -> pd.DataFrame:
+        """What experiments gained over their controls, in AU-FA-FR, with 95 % intervals and a verdict."""
+        rows = self.summary.loc[list(experiments)]
+        verdicts = rows.apply(tables.verdict, axis=1).rename("verdict")
+        return rows[["control", "gain", "gain_low", "gain_high"]].join(verdicts)
+
+
+def open_study(
+    corpus: str = "synthetic",
+    keyword: str = "sheila",
+    split: str = "speaker",
+    profile_name: str = "standard",
+    seeds: int = 0,
+    synthesis: SynthesisConfig = SynthesisConfig(),
+    variant: str = "",
+    to_read: bool = False,
+) -> Study:
+    """Check the parameters of a run and open its study; the corpus is prepared when first used.
+
+    Args:
+        corpus: ``synthetic``, a version of Speech Commands, or a folder ``<root>/<word>/*.wav``.
+        seeds: runs per experiment; 0 takes the profile's number.
+        synthesis: how the synthetic corpus speaks.
+        variant: added to the study's name, for a side question that keeps its results apart.
+        to_read: nothing will be run, so results of a larger profile are in no danger.
+
+    Raises:
+        ValueError: an unknown profile or split, or a negative number of seeds.
+        ExperimentError: the study's folder holds results of a larger profile.
+    """
+    chosen = profile(profile_name)
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+    if not isinstance(seeds, int) or seeds < 0:
+        raise ValueError(f"seeds must be a whole number, 0 for the profile's own, not {seeds!r}")
+    keyword = corpora.clean_keyword(str(corpus), str(keyword))
+    study = Study(
+        str(corpus), keyword, split, chosen, seeds or chosen.seeds, synthesis, paths.slug(variant) if variant else ""
+    )
+    if not to_read:
+        _refuse_to_overwrite(study)
+    return study
+
+
+def _refuse_to_overwrite(study: Study) -> None:
+    """A quick run must not replace the results of a long one, nor a keyword those of another."""
+    sizes = list(PROFILES)
+    for file in records.folder(study.name).glob("*.json"):
+        try:
+            found = records.read(file)
+        except records.RecordError:
+            continue  # a damaged one is made anew
+        kept = None
+        if sizes.index(found["profile"]) > sizes.index(study.profile.name):
+            kept = f"profile {found['profile']!r}, which a {study.profile.name!r} run"
+        if found.get("keyword") != study.keyword:
+            kept = f"the keyword {found.get('keyword')!r}, which {study.keyword!r}"
+        if kept:
+            raise ExperimentError(
+                f"{paths.reports(study.name)} holds results of {kept} would replace: "
+                "use that one, move the folder away, or set KWS_HOME to another folder"
+            )

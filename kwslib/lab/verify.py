@@ -1,0 +1,176 @@
+"""Whether results hold: files against their records, and fresh records against the published ones."""
+
+import os
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from joblib import cpu_count
+from joblib.externals.loky.process_executor import ProcessPoolExecutor
+from tqdm.auto import tqdm
+
+from kwslib import metrics, paths
+from kwslib.lab.study import Study
+from kwslib.nets import crnn
+from kwslib.results import records
+from kwslib.training import checkpoints
+
+REFERENCE = paths.ROOT / "reports" / "reference"
+# What two runs of a study must agree in. Costs and counts: the same number. Trainings: on another processor rounding
+# sends them elsewhere, as another seed would, so the mean over seeds must lie in the published 95 % interval over
+# speakers and seeds, widened by half of its width on both sides: two runs differ by more than one from the truth, and
+# more than a hundred means must all lie inside. A file scored again: some swapped pairs of clips among millions.
+COUNTS = ("params", "macs_per_clip", "state_dict_bytes", "weights_bytes", "n_keyword", "n_other", "epochs", "precision")
+RESCORED_TOLERANCE = 1e-6
+
+
+def compare(fresh: list[dict], published: list[dict]) -> pd.DataFrame:
+    """Records of one's own against those of another run of the same study; only runs that both have count.
+
+    Returns:
+        One row per question: ``compared, agree, tolerance, required`` (whether a result holds only if all agree),
+        ``outside`` (names of those that do not agree).
+
+    Raises:
+        RecordError: they have no run in common.
+    """
+    pairs = _pairs(fresh, published)
+    mine, theirs = (records.results([pair[i] for pair in pairs]) for i in (0, 1))
+    rows = {
+        "corpus": _row(pairs, lambda r: r["data"]["corpus_fingerprint"], "same"),
+        "split": _row(pairs, lambda r: r["data"]["split_sha256"], "same"),
+        "recipe and data": _row(pairs, lambda r: r["identity"], "same"),
+        **{column: _counted(mine[column] == theirs[column], pairs, "same") for column in COUNTS},
+        "AU-FA-FR, mean over seeds": _inside(pairs),
+        "checkpoint": _row(pairs, lambda r: r["checkpoint"]["sha256"], "byte for byte", required=False),
+        "record": _row(pairs, _constant, "all but times and machine", required=False),
+    }
+    return pd.DataFrame(rows).T.rename_axis("what")
+
+
+def check(study: Study, seeds: Collection[int] | None = (0,)) -> dict:
+    """All that can be checked of a published study on this machine, as plain values.
+
+    Args:
+        seeds: whose published files are scored again; None for all.
+
+    Returns:
+        ``published`` (number of runs), ``compared`` (rows of ``compare``, none without records of one's own),
+        ``files, exact, close`` (published files scored again, those exactly as recorded, those within the tolerance),
+        ``largest_difference``, ``holds``.
+
+    Raises:
+        RecordError: the study is not among the published ones.
+    """
+    if not (REFERENCE / study.name).exists():
+        there = ", ".join(sorted(folder.name for folder in REFERENCE.iterdir() if folder.is_dir()))
+        raise records.RecordError(f"{study.name} is not among the published studies: {there}")
+    published = records.load_folder(REFERENCE / study.name / "records")
+    own = list(records.folder(study.name).glob("*.json"))
+    compared = compare(_of_profile(records.load(study.name), published), published) if own else pd.DataFrame()
+    files = rescore(study, {r["experiment"] for r in published}, seeds, published=True)
+    apart = (files["recorded"] - files["rescored"]).abs()
+    close = apart <= RESCORED_TOLERANCE
+    required = compared[compared["required"].astype(bool)] if own else compared
+    return {
+        "published": len(published),
+        "compared": compared.reset_index().to_dict("records"),
+        "files": len(files),
+        "exact": int(files["equal"].sum()),
+        "close": int(close.sum()),
+        "largest_difference": float(apart.max()),
+        "holds": bool(close.all()) and (not own or bool((required["agree"] == required["compared"]).all())),
+    }
+
+
+def _of_profile(fresh: list[dict], published: list[dict]) -> list[dict]:
+    mine, theirs = fresh[0]["profile"], published[0]["profile"]
+    if mine != theirs:
+        raise records.RecordError(
+            f"your records are of profile {mine!r}, the published ones of {theirs!r}: they cannot agree. "
+            f"Run 'make reproduce PROFILE={theirs}', or set KWS_HOME to another folder"
+        )
+    return fresh
+
+
+def _pairs(fresh: list[dict], published: list[dict]) -> list[tuple[dict, dict]]:
+    """Runs of both, by experiment and seed.
+
+    Raises:
+        RecordError: they have none in common.
+    """
+    by_label = {(r["experiment"], r["seed"]): r for r in published}
+    pairs = [(r, by_label[r["experiment"], r["seed"]]) for r in fresh if (r["experiment"], r["seed"]) in by_label]
+    if not pairs:
+        raise records.RecordError("the two runs have no experiment in common: nothing can be compared")
+    return pairs
+
+
+def _constant(record: dict) -> dict:
+    return {key: value for key, value in record.items() if key not in ("run", "order", "note")}
+
+
+def _row(pairs, what: Callable[[dict], object], tolerance: str, required: bool = True) -> dict:
+    return _counted([what(a) == what(b) for a, b in pairs], pairs, tolerance, required)
+
+
+def _counted(equal: Iterable[bool], pairs, tolerance: str, required: bool = True) -> dict:
+    labels = [paths.label(a["experiment"], a["seed"]) for a, _ in pairs]
+    outside = [label for label, same in zip(labels, equal, strict=True) if not same]
+    agree = len(labels) - len(outside)
+    row = {"compared": len(labels), "agree": agree, "tolerance": tolerance, "required": required}
+    return row | {"outside": ", ".join(outside)}
+
+
+def _inside(pairs: list[tuple[dict, dict]]) -> dict:
+    """How many experiments have a fresh mean inside the widened interval over speakers and seeds."""
+    mine, theirs = (records.summary([pair[i] for pair in pairs]) for i in (0, 1))
+    more = (theirs["ci95_high"] - theirs["ci95_low"]) / 2 + RESCORED_TOLERANCE
+    inside = (mine["au_fa_fr"] >= theirs["ci95_low"] - more) & (mine["au_fa_fr"] <= theirs["ci95_high"] + more)
+    counts = {"compared": len(inside), "agree": int(inside.sum())}
+    about = {"tolerance": "published 95 % interval, twice as wide", "required": True}
+    return counts | about | {"outside": ", ".join(inside.index[~inside])}
+
+
+def rescore(
+    study: Study, experiments: Collection[str], seeds: Collection[int] | None = None, published: bool = False
+) -> pd.DataFrame:
+    """Score the torch file and the compact file of each run on test, in fresh processes.
+
+    Args:
+        seeds: those wanted; all by default.
+        published: of the study as it came with the repository, not of one's own runs.
+
+    Returns:
+        One row per file that is there: ``experiment, seed, file, bytes, recorded, rescored`` (AU-FA-FR),
+        ``equal, process``.
+
+    Raises:
+        CheckpointError: a torch file is missing, or a file is damaged.
+    """
+    found = records.load_folder(REFERENCE / study.name / "records") if published else records.load(study.name)
+    runs = [r for r in found if r["experiment"] in experiments and (seeds is None or r["seed"] in seeds)]
+    folder = paths.ROOT / "checkpoints" / "reference" / study.name if published else paths.checkpoints(study.name)
+    _ = study.logmels, study.split  # computed before the others start
+    # Processes of its own: workers that trained could remember more than the files say.
+    with ProcessPoolExecutor(max_workers=cpu_count()) as pool:
+        work = pool.map(_rescored, [replace(study)] * len(runs), runs, [folder] * len(runs))
+        rows = list(tqdm(work, total=len(runs), desc="scoring files", unit="run"))
+    return pd.DataFrame([row for pair in rows for row in pair])
+
+
+def _rescored(study: Study, run: dict, folder: Path) -> list[dict]:
+    """The row of each of a run's files; scored on one thread, as after its training."""
+    torch.set_num_threads(1)
+    test, recorded = study.split.test, run["metrics"]["au_fa_fr"]
+    checkpoint = folder / f"{paths.label(run['experiment'], run['seed'])}.pt"
+    compact = checkpoint.with_suffix(checkpoints.COMPACT_SUFFIX)
+    rows = []
+    for file in (checkpoint, compact) if compact.exists() else (checkpoint,):  # large ones are not published
+        scores = crnn.score(checkpoints.load(file)[0], study.logmels[test])
+        area = metrics.au_fa_fr(scores, study.labels[test] == 1)
+        row = {"experiment": run["experiment"], "seed": run["seed"], "file": file.name, "bytes": file.stat().st_size}
+        rows.append(row | {"recorded": recorded, "rescored": area, "equal": recorded == area, "process": os.getpid()})
+    return rows

@@ -1,0 +1,301 @@
+"""The nets that compete with the CRNN at equal cost, and how any net is built from its sizes.
+
+An honest question to every trick that shrinks a model is whether another small net would have done.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from kwslib.config import CRNNConfig
+from kwslib.nets.crnn import CRNN, Outputs
+
+
+@dataclass(frozen=True)
+class SeparableConfig:
+    """Sizes of a net of time-channel separable convolutions; mel bins are its input channels.
+
+    Attributes:
+        channels, kernels, strides: of each block; kernels and strides in frames.
+    """
+
+    channels: tuple[int, ...] = (20, 20, 32)
+    kernels: tuple[int, ...] = (9, 11, 13)
+    strides: tuple[int, ...] = (2, 2, 2)
+    n_mels: int = 40
+    num_classes: int = 2
+
+
+@dataclass(frozen=True)
+class TimeNetConfig:
+    """Sizes of a separable net that also runs on a stream: nothing is padded, and the mean is over the last second.
+
+    Attributes:
+        channels, kernels, strides: of each block, as of ``SeparableConfig``.
+
+    Raises:
+        ValueError: no blocks, sizes that do not belong together, or a stride that skips frames.
+    """
+
+    channels: tuple[int, ...] = (24, 20, 32)
+    kernels: tuple[int, ...] = (9, 11, 13)
+    strides: tuple[int, ...] = (2, 2, 2)
+    n_mels: int = 40
+    num_classes: int = 2
+
+    def __post_init__(self):
+        sizes = list(zip(self.channels, self.kernels, self.strides, strict=False))
+        if not sizes or {len(self.channels), len(self.kernels), len(self.strides)} != {len(sizes)}:
+            raise ValueError(f"channels, kernels and strides must be as many, and some, not {self}")
+        if any(channels < 1 or not 1 <= stride <= kernel for channels, kernel, stride in sizes):
+            raise ValueError(f"a block needs channels, and a stride from 1 to its kernel, not {self}")
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """(mel bins, frames) from step to step of the last block."""
+        return self.n_mels, prod(self.strides)
+
+    @property
+    def kernel_size(self) -> tuple[int, int]:
+        """(mel bins, frames) that one step of the last block sees."""
+        seen, apart = 1, 1
+        for kernel, stride in zip(self.kernels, self.strides, strict=True):
+            seen, apart = seen + (kernel - 1) * apart, apart * stride
+        return self.n_mels, seen
+
+    @property
+    def hidden_size(self) -> int:
+        return self.channels[-1]
+
+    def n_steps(self, n_frames: int) -> int:
+        """Steps of the last block for so many log-mel frames: 101 frames give 4 by default."""
+        return max(0, (n_frames - self.kernel_size[1]) // self.stride[1] + 1)
+
+
+@dataclass(frozen=True)
+class BCResNetConfig:
+    """Sizes of a broadcasted residual net; a ``base_channels`` of 8 is BC-ResNet-1."""
+
+    base_channels: int = 8
+    n_mels: int = 40
+    num_classes: int = 2
+
+
+def _separable_blocks(config: "SeparableConfig | TimeNetConfig", padded: bool) -> list[list[nn.Module]]:
+    blocks, size = [], config.n_mels
+    for channels, kernel, stride in zip(config.channels, config.kernels, config.strides, strict=True):
+        over_time = nn.Conv1d(size, size, kernel, stride, kernel // 2 if padded else 0, groups=size, bias=False)
+        blocks.append([over_time, nn.Conv1d(size, channels, 1, bias=False), nn.BatchNorm1d(channels), nn.ReLU()])
+        size = channels
+    return blocks
+
+
+class _Net(nn.Module):
+    """A net that puts out logits and nothing else that a loss may look at."""
+
+    def outputs(self, logmel: Tensor) -> Outputs:
+        return Outputs(self(logmel))
+
+
+class SeparableNet(_Net):
+    """Blocks of depthwise and pointwise convolution over time, mean over time, linear classifier.
+
+    In the manner of MatchboxNet (Majumdar, Ginsburg 2020, arXiv:2004.08531) and SparkNet, without residuals.
+
+    forward(logmel): (B, F, T) -> logits (B, K)
+    """
+
+    def __init__(self, config: SeparableConfig = SeparableConfig()):
+        super().__init__()
+        self.config = config
+        layers: list[nn.Module] = [nn.BatchNorm1d(config.n_mels, affine=False)]
+        for block in _separable_blocks(config, padded=True):
+            layers += block
+        self.blocks = nn.Sequential(*layers)
+        self.classifier = nn.Linear(config.channels[-1], config.num_classes)
+
+    def forward(self, logmel: Tensor) -> Tensor:
+        return self.classifier(self.blocks(logmel).mean(-1))
+
+
+class _Mean(nn.Module):
+    """In the place of attention: no step counts more than another."""
+
+    def energy(self, hidden: Tensor) -> Tensor:
+        return torch.zeros_like(hidden[..., :1])
+
+
+class TimeNet(_Net):
+    """The blocks of ``SeparableNet`` without padding, each with a cache of its own on a stream.
+
+    It has the methods through which a stream runs a CRNN, and no recurrent layer: its state is empty. Whatever
+    it heard more than a second ago is forgotten.
+
+    Shapes:
+        forward(logmel): (B, F, T) -> logits (B, K)
+        steps(logmel):   (B, F, T) -> (B, S, C)
+
+    Raises:
+        ValueError: fewer frames than one step needs.
+    """
+
+    def __init__(self, config: TimeNetConfig = TimeNetConfig()):
+        super().__init__()
+        self.config = config
+        self.norm = nn.BatchNorm1d(config.n_mels, affine=False)
+        self.blocks = nn.ModuleList(nn.Sequential(*block) for block in _separable_blocks(config, padded=False))
+        self.attention = _Mean()
+        self.classifier = nn.Linear(config.hidden_size, config.num_classes)
+
+    def steps(self, logmel: Tensor) -> Tensor:
+        if logmel.shape[2] < self.config.kernel_size[1]:
+            raise ValueError(f"expected at least {self.config.kernel_size[1]} frames, got {logmel.shape[2]}")
+        x = self.norm(logmel)
+        for block in self.blocks:
+            x = block(x)
+        return x.transpose(1, 2)
+
+    def initial_caches(self, batch: int) -> tuple[Tensor, ...]:
+        """What each block keeps of a stream that has not begun, (B, C, 0)."""
+        sizes, dtype = (self.config.n_mels, *self.config.channels[:-1]), self.blocks[0][0].weight.dtype
+        return tuple(torch.zeros(batch, size, 0, dtype=dtype) for size in sizes)
+
+    def columns(self, frames: Tensor, caches: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The steps that new frames (B, F, T) of a stream complete, (B, S, C), and what each block must keep."""
+        x, kept = self.norm(frames.to(self.blocks[0][0].weight.dtype)), []
+        for block, cache in zip(self.blocks, caches, strict=True):
+            (kernel,), (stride,) = block[0].kernel_size, block[0].stride
+            x = torch.cat([cache, x], dim=2)
+            n_steps = max(0, (x.shape[2] - kernel) // stride + 1)
+            kept.append(x[:, :, n_steps * stride :].clone())
+            x = block(x) if n_steps else x.new_zeros(len(x), block[1].out_channels, 0)
+        return x.transpose(1, 2), tuple(kept)
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Of no recurrent layers, (0, B, C)."""
+        return torch.zeros(0, batch, self.config.hidden_size, dtype=self.blocks[0][0].weight.dtype)
+
+    def recur(self, steps: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Nothing recurs."""
+        return steps, state
+
+    def forward(self, logmel: Tensor) -> Tensor:
+        return self.classifier(self.steps(logmel).mean(1))
+
+
+class _SubSpectralNorm(nn.Module):
+    """Batch normalisation of every band of frequencies for itself. (B, C, F, T) -> same"""
+
+    def __init__(self, channels: int, bands: int = 5):
+        super().__init__()
+        self.bands = bands
+        self.norm = nn.BatchNorm2d(channels * bands)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, f, t = x.shape
+        return self.norm(x.view(b, c * self.bands, f // self.bands, t)).view(b, c, f, t)
+
+
+class _BroadcastedBlock(nn.Module):
+    """Convolve over frequency; convolve the mean over frequency along time; add it back to every frequency."""
+
+    def __init__(self, size: int, channels: int, stride: int, dilation: int):
+        super().__init__()
+        self.widens = size != channels
+        entrance = [nn.Conv2d(size, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+        self.over_frequency = nn.Sequential(
+            *(entrance if self.widens else []),
+            nn.Conv2d(channels, channels, (3, 1), (stride, 1), (1, 0), groups=channels, bias=False),
+            _SubSpectralNorm(channels),
+        )
+        self.over_time = nn.Sequential(
+            nn.Conv2d(
+                channels, channels, (1, 3), padding=(0, dilation), dilation=(1, dilation), groups=channels, bias=False
+            ),
+            nn.BatchNorm2d(channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 1, bias=False),
+            nn.Dropout2d(0.1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = self.over_frequency(x)
+        out = wide + self.over_time(wide.mean(2, keepdim=True))
+        return torch.relu(out if self.widens else out + x)
+
+
+class BCResNet(_Net):
+    """Broadcasted residual net, Kim et al. 2021, arXiv:2106.04140, table 1.
+
+    forward(logmel): (B, 40, T) -> logits (B, K)
+    """
+
+    def __init__(self, config: BCResNetConfig = BCResNetConfig()):
+        super().__init__()
+        self.config = config
+        base = config.base_channels
+        size = 2 * base
+        layers: list[nn.Module] = [nn.BatchNorm2d(1, affine=False)]  # padding with zeros is then no loud edge
+        layers += [nn.Conv2d(1, size, 5, (2, 1), 2, bias=False), nn.BatchNorm2d(size), nn.ReLU()]
+        for stage, (width, blocks) in enumerate(((1, 2), (1.5, 2), (2, 4), (2.5, 4))):
+            for i in range(blocks):
+                stride = 2 if stage in (1, 2) and i == 0 else 1
+                layers.append(_BroadcastedBlock(size, int(width * base), stride, dilation=2**stage))
+                size = int(width * base)
+        layers += [
+            nn.Conv2d(size, size, 5, padding=(0, 2), groups=size, bias=False),
+            nn.Conv2d(size, 4 * base, 1, bias=False),
+            nn.BatchNorm2d(4 * base),
+            nn.ReLU(),
+        ]
+        self.blocks = nn.Sequential(*layers)
+        self.classifier = nn.Linear(4 * base, config.num_classes)
+
+    def forward(self, logmel: Tensor) -> Tensor:
+        return self.classifier(self.blocks(logmel.unsqueeze(1)).mean((2, 3)))
+
+
+class Ensemble(nn.Module):
+    """Several models that teach as one: the means of their logits and of their attention weights.
+
+    outputs(logmel): (B, F, T) -> logits (B, K), attention (B, S); nothing else, layers have no mean.
+    """
+
+    def __init__(self, members: Sequence[nn.Module]):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def outputs(self, logmel: Tensor) -> Outputs:
+        each = [member.outputs(logmel) for member in self.members]
+        mean = Outputs(torch.stack([out.logits for out in each]).mean(0))
+        if any(out.attention is None for out in each):
+            return mean
+        return mean._replace(attention=torch.stack([out.attention for out in each]).mean(0))
+
+
+Config = CRNNConfig | SeparableConfig | TimeNetConfig | BCResNetConfig
+NETS = {CRNNConfig: CRNN, SeparableConfig: SeparableNet, TimeNetConfig: TimeNet, BCResNetConfig: BCResNet}
+
+
+def build(config: Config) -> nn.Module:
+    """An untrained net of these sizes.
+
+    >>> sum(p.numel() for p in build(CRNNConfig()).parameters())
+    70443
+    """
+    return NETS[type(config)](config)
+
+
+def config_of(described: dict) -> Config:
+    """The sizes that ``kwslib.config.describe`` wrote down.
+
+    Raises:
+        KeyError: it names no net of this project.
+        TypeError: it names sizes that the net does not have.
+    """
+    kinds = {kind.__name__: kind for kind in NETS}
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in described.items() if k != "class"}
+    return kinds[described["class"]](**fields)

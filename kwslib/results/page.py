@@ -1,0 +1,233 @@
+"""The HTML report of a study and the tables of the README, made from records and nothing else.
+
+One self-contained page: figures inside, no scripts, readable on a phone.
+"""
+
+import base64
+import re
+import shutil
+from pathlib import Path
+from shlex import quote
+
+import pandas as pd
+
+from kwslib import paths
+from kwslib.config import PROFILES
+from kwslib.results import provenance, published, records, tables
+
+PAGE = {  # what the page takes from the first record, besides what tables do
+    "keyword": str,
+    "data": dict.fromkeys(("corpus", "split", "corpus_fingerprint", "split_sha256"), str),
+    "metrics": {"n_speakers": int},
+    "cost": {"macs_convention": str},
+    "run": dict.fromkeys(("python", "torch", "torchaudio", "numpy", "system", "cores", "device"), str | int),
+}
+APPENDICES = {"augmentation_and_transfer": "appendix", "distillation_grid": "grid"}  # notebook -> variant of the study
+NOTEBOOKS = ("01_split_and_baseline", "02_streaming", "03_kd", "04_attention_kd", "05_quant_fp16", "06_plots")
+
+
+def write(study: str) -> Path:
+    """Write ``reports/<study>/index.html`` and ``results.csv``; returns the page.
+
+    Raises:
+        RecordError: there are no records, or one is damaged.
+    """
+    folder = paths.reports(study)
+    table = records.results(records.load(study))
+    paths.write_atomically(folder / "results.csv", table.to_csv(index=False))
+    paths.write_atomically(folder / "index.html", render(study, folder))
+    return folder / "index.html"
+
+
+def render(study: str, folder: Path) -> str:
+    """The page of a study, from the records, figures and notebooks in its folder and nothing else."""
+    found = records.load_folder(folder / "records")
+    records.require(found[0], PAGE, f"the first record of {study}")
+    summary, points = records.summary(found), records.stream_points(found)
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    look = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True}
+    template = Environment(loader=PackageLoader("kwslib.results", "."), **look).get_template("page.html.j2")
+    svgs = {svg.stem: base64.b64encode(svg.read_bytes()).decode() for svg in sorted((folder / "figures").glob("*.svg"))}
+    said, executed = [], lambda name: folder / "notebooks" / f"{name}.html"
+    if not points.empty:
+        said = [tables.say_streams(points, summary), tables.say_hours(points, found[0]["data"]["split"])]
+    return template.render(
+        study=study,
+        first=found[0],
+        n_records=len(found),
+        n_seeds=int(summary["seeds"].max()),
+        table=_html(tables.display_table(summary)),
+        front=_html(tables.display_table(tables.front(summary))),
+        sentences=[tables.say_smallest(summary), tables.say_combination(summary)],
+        streams=None if points.empty else _html(tables.stream_table(points)),
+        stream_sentences=said,
+        published=_html(_rounded(published.beside(summary))),
+        summary=summary,
+        findings=tables.findings(summary),
+        bar=published.BAR,
+        figures={name: f"data:image/svg+xml;base64,{content}" for name, content in svgs.items()},
+        notebooks=[name for name in (*NOTEBOOKS, *APPENDICES) if name == NOTEBOOKS[-1] or executed(name).exists()],
+        command=command(found[0], int(summary["seeds"].max())),
+        origin=provenance.table(found).to_html(header=False, border=0, escape=True),
+        failures=records.failures(folder),
+        area=tables.area,
+        times=tables.times,
+    )
+
+
+def command(record: dict, n_seeds: int) -> str:
+    """The shell line that repeats the study of a record."""
+    corpus, split = record["data"]["corpus"], record["data"]["split"]
+    synthetic = corpus in ("synthetic", f"synthetic-{paths.slug(record['keyword'])}")
+    by_name = corpus.startswith("speech_commands_v0.0")
+    options = [
+        "" if synthetic else f"CORPUS={quote(corpus)}" if by_name else f"CORPUS=<folder of {quote(corpus)}>",
+        "" if record["keyword"] == "sheila" else f"KEYWORD={quote(record['keyword'])}",
+        "" if split == "speaker" else f"SPLIT={quote(split)}",
+        "" if record["profile"] == "standard" else f"PROFILE={record['profile']}",
+        "" if n_seeds == PROFILES[record["profile"]].seeds else f"SEEDS={n_seeds}",
+    ]
+    return " ".join(["make reproduce", *filter(None, options)])
+
+
+def _rounded(table: pd.DataFrame) -> pd.DataFrame:
+    out = table.copy()
+    for column in out.columns[2:]:
+        out[column] = out[column].map(tables.area if column.startswith("AU") else tables.times)
+    return out.rename(columns=lambda c: c.replace("AU-FA-FR", "AU-FA-FR ×1e5").replace("_", "-"))
+
+
+def _html(table: pd.DataFrame) -> str:
+    html = table.reset_index().to_html(index=False, border=0, escape=True)
+    return re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html)
+
+
+README_COLUMNS = ["AU-FA-FR ×1e5 ↓", "95 % interval", "ratio to baseline ↓", "MACs per clip ↓", "speed-up ↑",
+                  "size, kB ↓", "compression ↑", "compact file, kB ↓", "compression, compact ↑"]  # fmt: skip
+
+
+def readme_results(study: str, reference: Path) -> str:
+    """The results of a published study as the README shows them: sentences and the front of the table."""
+    found = records.load_folder(reference / study / "records")
+    summary, first = records.summary(found), found[0]
+    metrics = first["metrics"]
+    said = summary.apply(tables.verdict, axis=1)
+    said = said[said.isin(tables.CLEAR)]
+    clear = [f"{name} ({word} than {summary.loc[name, 'control']})" for name, word in said.items()]
+    sentences = (
+        f"`{study}`: keyword `{first['keyword']}`, test part of {metrics['n_keyword']} keyword clips and "
+        f"{metrics['n_other']} others by {metrics['n_speakers']} speakers, mean of {int(summary.seeds.max())} seeds, "
+        f"interval over {metrics.get('interval_over', 'speakers')} and seeds. "
+        f"Differences from the control beyond their interval: {', '.join(clear) or 'none'}. "
+        f"{tables.say_smallest(summary)} {tables.say_combination(summary)}"
+    )
+    which = "The baseline and the experiments that no other one beats in both quality and MACs, or quality and bytes:"
+    parts = [sentences, which, tables.markdown(tables.display_table(tables.front(summary))[README_COLUMNS])]
+    points = records.stream_points(found)
+    if len(points):
+        table = tables.stream_table(points)
+        parts += [
+            f"On streams: {tables.say_streams(points, summary)} {tables.say_hours(points, first['data']['split'])}"
+        ]
+        parts += [tables.markdown(table[[column for column in table if ", reset" not in column]])]
+    return "\n\n".join(parts)
+
+
+def fill_readme(text: str, reference: Path) -> str:
+    """The README with the results between its ``<!-- results: STUDY -->`` marks made anew.
+
+    Args:
+        reference: the folder of the published studies; a study that is not there keeps its text.
+    """
+
+    def fresh(match: re.Match) -> str:
+        if not (reference / match[2]).exists():
+            return match[0]
+        return f"{match[1]}\n\n{readme_results(match[2], reference)}\n\n{match[3]}"
+
+    return re.sub(r"(<!-- results: (\S+) -->).*?(<!-- end -->)", fresh, text, flags=re.DOTALL)
+
+
+def notebook_html(executed: Path) -> Path:
+    """An executed notebook as HTML beside it. Progress bars, which need scripts, are left out."""
+    from nbconvert import HTMLExporter
+
+    notebook = _without_progress(executed)
+    notebook.metadata["title"] = executed.stem
+    body, _ = HTMLExporter(template_name="lab").from_notebook_node(notebook)
+    page = executed.with_suffix(".html")
+    paths.write_atomically(page, body)
+    return page
+
+
+def publish(study: str) -> None:
+    """Copy a study to ``reports/reference/`` and ``checkpoints/reference/`` and fill in the README.
+
+    Audio players are removed from the notebooks: recordings belong to their corpus.
+    """
+    import nbformat
+
+    source, target = paths.reports(study), paths.reports(f"reference/{study}")
+    found = records.load(study)  # complains when there is nothing to publish
+    if failed := records.failures(source):
+        names = ", ".join(paths.label(row["experiment"], row["seed"]) for row in failed)
+        raise records.RecordError(
+            f"{study} is not complete, these runs failed: {names}. Run 'make reproduce' again first"
+        )
+    needed = [source / name for name in ("results.csv", "figures")]
+    needed += [source / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
+    needed += [paths.checkpoints(study) / r["checkpoint"]["file"] for r in found]
+    missing = [str(path) for path in needed if not path.exists()]
+    if missing:
+        raise FileNotFoundError(f"run 'make reproduce' first, missing: {', '.join(missing)}")
+    for old in (target, paths.checkpoints(f"reference/{study}")):
+        shutil.rmtree(old, ignore_errors=True)
+    for part in ("records", "figures"):
+        shutil.copytree(source / part, target / part)
+    shutil.copy(source / "results.csv", target / "results.csv")
+    if (source / "sweep.csv").exists():
+        shutil.copy(source / "sweep.csv", target / "sweep.csv")
+    executed_ones = sorted((source / "notebooks").glob("0*.ipynb"))
+    for appendix, variant in APPENDICES.items():
+        if (source / "notebooks" / f"{appendix}.ipynb").exists():
+            shutil.copytree(records.folder(f"{study}-{variant}"), target / f"{variant}-records")
+            executed_ones.append(source / "notebooks" / f"{appendix}.ipynb")
+    for executed in executed_ones:
+        notebook = _without_progress(executed)
+        _drop_audio(notebook)
+        for part in (notebook, *notebook.cells):
+            part.metadata.pop("papermill", None)  # holds times and paths of this machine
+        copy = target / "notebooks" / executed.name
+        paths.write_atomically(copy, nbformat.writes(notebook))
+        notebook_html(copy)
+    paths.write_atomically(target / "index.html", render(study, target))
+    shutil.copytree(paths.checkpoints(study), paths.checkpoints(f"reference/{study}"), ignore=_left_at_home)
+    readme = paths.ROOT / "README.md"
+    paths.write_atomically(readme, fill_readme(readme.read_text(), paths.reports("reference")))
+
+
+def _left_at_home(folder: str, names: list[str]) -> set[str]:
+    """What is not published of checkpoints: unfinished ones, and large compact files, whose torch file has as much."""
+    large = {name for name in names if name.endswith(".kws") and (Path(folder) / name).stat().st_size > 20_000}
+    return large | {name for name in names if name.endswith((".resume", ".tmp"))}
+
+
+def _drop_audio(notebook) -> None:
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "<audio" in output.get("data", {}).get("text/html", ""):
+                output["data"] = {"text/plain": "(no audio in the published copy: run the notebook to listen)"}
+
+
+def _without_progress(executed: Path):
+    """An executed notebook without progress bars, which need scripts, and progress lines."""
+    import nbformat
+
+    notebook = nbformat.read(executed, as_version=4)
+    notebook.metadata.pop("widgets", None)
+    bar = "application/vnd.jupyter.widget-view+json"
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if bar not in o.get("data", {}) and o.get("name") != "stderr"]
+    return notebook

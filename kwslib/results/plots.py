@@ -1,0 +1,371 @@
+"""Figures from records and arrays, in one style, saved as SVG. Knows no torch.
+
+Every function returns the figure, so that a notebook shows it; ``save`` writes it.
+"""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from kwslib import paths
+from kwslib.results.records import pareto
+
+STYLE = {
+    "figure.dpi": 110, "figure.constrained_layout.use": True, "font.size": 10, "axes.grid": True, "grid.alpha": 0.25,
+    "axes.spines.top": False, "axes.spines.right": False,
+    "svg.hashsalt": "kwslib", "svg.fonttype": "path",  # the same figure gives the same file
+}  # fmt: skip
+LOOKS = {  # colour and marker of each precision
+    "float32": ("#1b6ca8", "o"),
+    "float16": ("#d9822b", "s"),
+    "int8": ("#3a8f5c", "D"),
+    "weight-int8": ("#7b4ea3", "^"),
+    "weight-int4": ("#b0568a", "v"),
+    "weight-int8-act8": ("#7b4ea3", ">"),
+    "weight-int4-act8": ("#b0568a", "<"),
+}
+MOST_LABELS = 20  # points of a plot that all get their names; of more, only the front
+COST_LABELS = {
+    "macs_per_clip": ("MACs per 1-s clip", 1.0),
+    "state_dict_bytes": ("size of torch.save(state_dict), kB", 1e-3),
+    "weights_bytes": ("weights alone, kB", 1e-3),
+    "compact_bytes": ("size of the compact file, kB", 1e-3),
+}
+
+
+def _figure(
+    rows: int = 1, columns: int = 1, size: tuple[float, float] = (7.0, 4.0), **kwargs
+) -> tuple[Figure, np.ndarray]:
+    with matplotlib.rc_context(STYLE):
+        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **kwargs)
+    plt.close(figure)  # shown by being returned, not twice
+    return figure, axes
+
+
+def save(figure: Figure, study: str, name: str, records: Sequence[dict] = ()) -> Path:
+    """Write ``reports/<study>/figures/<name>.svg``; the file's description names its records."""
+    path = paths.reports(study) / "figures" / f"{name}.svg"
+    drawn_from = ", ".join(paths.label(r["experiment"], r["seed"]) for r in records) or "the arrays of its notebook"
+    drawn = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(drawn, format="svg", metadata={"Date": None, "Description": f"drawn from {drawn_from}"})
+    paths.write_atomically(path, drawn.getvalue())
+    return path
+
+
+def metric_cost(summary: pd.DataFrame, cost: str, bar: float) -> Figure:
+    """AU-FA-FR against a cost, one point per experiment, with its seeds, the bars and the Pareto front.
+
+    Args:
+        summary: of ``kwslib.results.records.summary``.
+        cost: a key of ``COST_LABELS``.
+        bar: AU-FA-FR of the reports to stay below; drawn as a line, as is 1.1 x our baseline.
+    """
+    label, scale = COST_LABELS[cost]
+    figure, ((ax,),) = _figure(size=(9.0, 5.2))
+    x = summary[cost].to_numpy(float) * scale
+    y = summary["au_fa_fr"].to_numpy(float)
+    floor = _floor(y)
+    shown, low, high = (
+        np.maximum(v.to_numpy(float), floor) for v in (summary["au_fa_fr"], summary["seed_low"], summary["seed_high"])
+    )
+    for i, precision in enumerate(summary["precision"]):
+        colour, marker = LOOKS[precision]
+        spread = [[shown[i] - low[i]], [high[i] - shown[i]]]
+        ax.errorbar(x[i], shown[i], spread, fmt=marker, color=colour, capsize=3, markersize=7, alpha=0.9)
+    line = summary.loc[pareto(summary, cost)]
+    ax.plot(line[cost] * scale, np.maximum(line["au_fa_fr"].astype(float), floor), color="0.55", lw=1, zorder=0)
+    bars = {f"the reports' bar, {bar:.1e}": bar}
+    if "baseline" in summary.index:
+        bars["1.1 × the baseline here"] = 1.1 * float(summary.loc["baseline", "au_fa_fr"])
+    for text, height in bars.items():
+        ax.axhline(max(height, floor), color="#b03030", ls="--" if height == bar else ":", lw=1, label=text)
+    ax.set(xscale="log", yscale="log", xlabel=label, ylabel="test AU-FA-FR, lower is better")
+    ax.margins(x=0.3, y=0.15)
+    for precision in [p for p in LOOKS if p in set(summary["precision"])]:
+        ax.plot([], [], LOOKS[precision][1], color=LOOKS[precision][0], label=precision)
+    ax.plot([], [], color="0.55", lw=1, label="Pareto front")
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False)
+    names = list(summary.index)
+    if len(names) > MOST_LABELS:  # names on all of many points can be read by nobody
+        named = {"baseline", *pareto(summary, cost)}
+        names = [name if name in named else "" for name in names]
+    _label_points(ax, x, shown, np.stack([low, high], axis=1), names)
+    return figure
+
+
+def _floor(values: np.ndarray) -> float:
+    """Where a perfect 0 is drawn on a log axis: well below the smallest other value."""
+    positive = values[values > 0]
+    return float(positive.min() / 3) if len(positive) else 1e-7
+
+
+def _label_points(ax, x: np.ndarray, y: np.ndarray, ranges: np.ndarray, names: list[str]) -> None:
+    """Write every name at the nearest place around its point that is still free of names and points."""
+    ax.figure.draw_without_rendering()  # settles limits and layout
+    pixel = ax.figure.dpi / 72  # of one typographic point
+    points = ax.transData.transform(np.column_stack([x, y])) / pixel
+    low, high = (ax.transData.transform(np.column_stack([x, ranges[:, i]]))[:, 1] / pixel for i in (0, 1))
+    taken = [(px - 5, py - 5, px + 5, py + 5) for px, py in points]
+    taken += [(px - 2, bottom, px + 2, top) for (px, _), bottom, top in zip(points, low, high, strict=True)]
+    places = [
+        (side * dx, dy, side)
+        for dy in (0, 9, -9, 18, -18, 27, -27, 36, -36, 45, -45)
+        for dx in (9, 14)
+        for side in (1, -1)
+    ]
+    for i in np.argsort(-points[:, 1]):
+        if not names[i]:
+            continue
+        width = 5.2 * len(names[i])
+        for dx, dy, side in places:
+            left = points[i, 0] + dx - (width if side < 0 else 0)
+            box = (left, points[i, 1] + dy - 4.5, left + width, points[i, 1] + dy + 4.5)
+            if not any(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken):
+                break
+        taken.append(box)
+        arrow = {"arrowstyle": "-", "color": "0.7", "lw": 0.6, "shrinkA": 0} if dy else None
+        where = {
+            "xytext": (dx, dy),
+            "textcoords": "offset points",
+            "ha": "left" if side > 0 else "right",
+            "va": "center",
+        }
+        name = ax.annotate(names[i], (x[i], y[i]), fontsize=8, arrowprops=arrow, **where)
+        name.set_in_layout(False)  # the layout is settled, the pixels above must stay true
+
+
+def learning_curves(records: Sequence[dict], experiments: Sequence[str]) -> Figure:
+    """Val AU-FA-FR by epoch, the mean of the seeds and their range."""
+    figure, ((ax,),) = _figure()
+    for name in experiments:
+        runs = [r["history"]["val_au_fa_fr"] for r in records if r["experiment"] == name and r["history"]]
+        if not runs:
+            continue
+        values = np.maximum(np.array(runs), 1e-7)  # a perfect 0 has no logarithm
+        epochs = np.arange(1, values.shape[1] + 1)
+        (line,) = ax.plot(epochs, values.mean(0), label=name, lw=1.5)
+        ax.fill_between(epochs, values.min(0), values.max(0), alpha=0.15, color=line.get_color(), lw=0)
+    ax.set(yscale="log", xlabel="epoch", ylabel="val AU-FA-FR, lower is better")
+    ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def fa_fr_curves(records: Sequence[dict], experiments: Sequence[str]) -> Figure:
+    """FR against FA on test, one thin line per seed: the area below it is the metric."""
+    figure, ((ax,),) = _figure()
+    for i, name in enumerate(experiments):
+        for record in (r for r in records if r["experiment"] == name):
+            curve = record["metrics"]["curve"]
+            ax.step(curve["fa"], curve["fr"], where="post", color=f"C{i}", lw=1.2, alpha=0.8,
+                    label=name if record["seed"] == 0 else None)  # fmt: skip
+    ax.set_xscale("symlog", linthresh=1e-3)
+    ax.set(xlim=(0, None), xlabel="FA: false acceptances / all clips", ylabel="FR: false rejections / all clips")
+    ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def gains(summary: pd.DataFrame) -> Figure:
+    """What each experiment gained over its control, with the interval of the difference."""
+    rows = summary[summary["gain"].notna()].iloc[::-1]
+    figure, ((ax,),) = _figure(size=(7.5, 1.2 + 0.45 * len(rows)))
+    y = np.arange(len(rows))
+    gain = rows["gain"].to_numpy(float)
+    errors = np.abs(np.array([gain - rows["gain_low"].astype(float), rows["gain_high"].astype(float) - gain]))
+    ax.errorbar(gain, y, xerr=errors, fmt="o", capsize=3, color=LOOKS["float32"][0])
+    ax.axvline(0, color="0.4", lw=1)
+    ax.set_yticks(y, [f"{name}\nagainst {row.control}" for name, row in rows.iterrows()], fontsize=8)
+    ax.set(xlabel="AU-FA-FR of the control minus its own; right of 0 is better", ylim=(-0.6, len(rows) - 0.4))
+    ax.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
+    return figure
+
+
+def pruning(curves: dict[str, pd.DataFrame], bar: float) -> Figure:
+    """AU-FA-FR against the share of units that was cut: how much goes for nothing, and what tuning brings back.
+
+    Args:
+        curves: way of pruning -> summary rows (``au_fa_fr, seed_low, seed_high``), indexed by share, 0 to 1.
+        bar: of the reports, drawn as a line.
+    """
+    figure, ((ax,),) = _figure()
+    for i, (name, rows) in enumerate(curves.items()):
+        low, middle, high = (
+            rows[column].astype(float).clip(lower=1e-7) for column in ("seed_low", "au_fa_fr", "seed_high")
+        )
+        ax.plot(100 * rows.index, middle, marker="o", ms=4, lw=1.5, color=f"C{i}", label=name)
+        ax.fill_between(100 * rows.index, low, high, color=f"C{i}", alpha=0.15, lw=0)
+    ax.axhline(bar, color="#b03030", ls="--", lw=1, label=f"the reports' bar, {bar:.1e}")
+    ax.set(yscale="log", xlabel="units and channels cut, %", ylabel="test AU-FA-FR, lower is better")
+    ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def latency(table: pd.DataFrame) -> Figure:
+    """Milliseconds of each runtime and precision, one panel per model and unit; whiskers are quartiles.
+
+    Args:
+        table: of ``kwslib.streaming.export.latency_ms``.
+    """
+    panels = list(table.groupby(level=["model", "unit"], sort=False))
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure, axes = _figure(lines, columns, size=(1.5 + 2.6 * columns, 2.3 * lines), sharey=True)
+    for ax, ((model, unit), rows) in zip(axes.flat, panels, strict=False):
+        rows = rows.iloc[::-1]
+        names = [f"{runtime}, {precision}" for _, _, runtime, precision in rows.index]
+        spread = [rows["median"] - rows["q25"], rows["q75"] - rows["median"]]
+        colours = [LOOKS[precision][0] for *_, precision in rows.index]
+        ax.barh(names, rows["median"], xerr=spread, color=colours, ecolor="0.3", capsize=2)
+        ax.set_title(f"{model}, one {unit}", fontsize=9)
+        ax.set_xlabel("ms")
+    for ax in axes.flat[len(panels) :]:
+        ax.set_axis_off()
+    return figure
+
+
+def sweep(trials: pd.DataFrame) -> Figure:
+    """Val area against MACs, one point per trial of ``kwslib.lab.sweep.table``, with the Pareto front."""
+    figure, ((ax,),) = _figure()
+    floor = _floor(trials["val_au_fa_fr"].to_numpy())
+    for stopped, label, colour in ((True, "stopped early", "0.7"), (False, "trained to the end", LOOKS["float32"][0])):
+        rows = trials[trials["stopped_early"] == stopped]
+        ax.plot(rows["macs_per_clip"], rows["val_au_fa_fr"].clip(lower=floor), "o", color=colour, label=label)
+    front = trials[trials["front"]].sort_values("macs_per_clip")
+    ax.plot(front["macs_per_clip"], front["val_au_fa_fr"].clip(lower=floor), color="0.55", lw=1, label="Pareto front")
+    ax.set(yscale="log", xlabel=COST_LABELS["macs_per_clip"][0], ylabel="val AU-FA-FR, lower is better")
+    ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def heat_maps(tables: Sequence[pd.DataFrame], titles: Sequence[str], x_label: str, y_label: str) -> Figure:
+    """AU-FA-FR over two settings, in units of 1e-5, one picture per table, all with the same colours.
+
+    Args:
+        tables: (settings of y, settings of x), areas; index and columns are the settings.
+    """
+    figure, axes = _figure(1, len(tables), size=(4.2 * len(tables), 3.2))
+    values = [table.to_numpy(float) * 1e5 for table in tables]
+    lowest, highest = min(v.min() for v in values), max(v.max() for v in values)
+    for ax, table, value, title in zip(axes[0], tables, values, titles, strict=True):
+        ax.imshow(value, cmap="viridis_r", vmin=lowest, vmax=highest, aspect="auto")
+        for (row, column), number in np.ndenumerate(value):
+            dark = number > (lowest + highest) / 2
+            ax.text(column, row, f"{number:.2f}", ha="center", va="center", color="white" if dark else "black")
+        ax.set_xticks(range(table.shape[1]), [f"{v:g}" for v in table.columns])
+        ax.set_yticks(range(table.shape[0]), [f"{v:g}" for v in table.index])
+        ax.set(xlabel=x_label, ylabel=y_label)
+        ax.set_title(f"AU-FA-FR ×1e5, {title}", fontsize=9)
+        ax.grid(False)
+    return figure
+
+
+def pictures(arrays: Sequence[np.ndarray], titles: Sequence[str], columns: int = 4) -> Figure:
+    """Log-mel pictures, (F, T) each, low frequencies at the bottom."""
+    columns = min(columns, len(arrays))
+    rows = -(-len(arrays) // columns)
+    figure, axes = _figure(rows, columns, size=(2.6 * columns, 2.1 * rows))
+    low, high = np.percentile(np.concatenate([np.ravel(a) for a in arrays]).astype(float), [5, 100])
+    for ax, array, title in zip(axes.flat, arrays, titles, strict=False):
+        ax.imshow(array, origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high)
+        ax.set_title(title, fontsize=8)
+        ax.grid(False)
+    for ax in axes.flat:
+        ax.set_xticks([])
+        ax.set_yticks([])
+    axes[-1, 0].set(xlabel="time, 1 s", ylabel="mel bins")
+    return figure
+
+
+def attention_maps(maps: dict[str, np.ndarray], titles: Sequence[str], step_s: float) -> Figure:
+    """Attention weights over time of several models on the same clips.
+
+    Args:
+        maps: model name -> (clips, S) weights.
+        titles: one for each clip.
+        step_s: seconds from one step to the next.
+    """
+    figure, axes = _figure(1, len(titles), size=(3.0 * len(titles), 2.6), sharey=True)
+    for i, (ax, title) in enumerate(zip(axes[0], titles, strict=True)):
+        for name, weights in maps.items():
+            ax.plot(np.arange(weights.shape[1]) * step_s, weights[i], marker=".", label=name)
+        ax.set_title(title, fontsize=9)
+        ax.set_xlabel("s")
+    axes[0, 0].set_ylabel("attention weight")
+    axes[0, -1].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def stream_track(
+    samples: np.ndarray,
+    sample_rate: int,
+    curves: dict[str, tuple[np.ndarray, np.ndarray]],
+    keywords_s: Sequence[tuple[float, float]],
+    threshold: float,
+) -> Figure:
+    """A track with the score over it: waveform above, probability of the keyword below.
+
+    Args:
+        curves: name -> (times in seconds, probabilities).
+        keywords_s: (start, end) of every keyword clip, shaded.
+    """
+    figure, axes = _figure(2, 1, size=(9.0, 4.2), sharex=True, height_ratios=(1, 2))
+    wave, ax = axes[:, 0]
+    thinned = samples[:: max(1, len(samples) // 6000)]
+    wave.plot(np.linspace(0, len(samples) / sample_rate, len(thinned)), thinned, lw=0.4, color="0.4", rasterized=True)
+    wave.set_yticks([])
+    for name, (times, probabilities) in curves.items():
+        ax.plot(times, probabilities, lw=1.3, label=name)
+    for plot in (wave, ax):
+        for start, end in keywords_s:
+            plot.axvspan(start, end, color="#3a8f5c", alpha=0.18, lw=0)
+    ax.axhline(threshold, color="#b03030", ls="--", lw=1)
+    ax.set(xlabel="s (shaded: the keyword clip)", ylabel="P(keyword)", ylim=(-0.03, 1.03))
+    ax.legend(frameon=False, fontsize=8, loc="upper right")
+    return figure
+
+
+def trade_off(points: dict[str, list[tuple[np.ndarray, np.ndarray]]], hours: float, most_fa_per_h: float) -> Figure:
+    """Miss rate against false alarms per hour (detection error trade-off), one thin line per seed.
+
+    Args:
+        points: name -> for each seed (false alarms per hour, miss rates), by falling threshold.
+        hours: of stream without keyword; below one alarm in that time the rate is not known.
+        most_fa_per_h: where the figure ends.
+    """
+    figure, ((ax,),) = _figure(size=(7.5, 4.0))
+    for i, (name, curves) in enumerate(points.items()):
+        for seed, (fa_per_h, miss_rate) in enumerate(curves):
+            ax.step(fa_per_h, 100 * np.asarray(miss_rate), where="post", lw=1.2, color=f"C{i}", alpha=0.8,
+                    label=name if seed == 0 else None)  # fmt: skip
+    ax.axvspan(0, 1 / hours, color="0.5", alpha=0.12, lw=0)
+    ax.set_xscale("symlog", linthresh=max(0.25, 1 / hours))
+    ax.set(xlim=(0, most_fa_per_h), ylim=(-2, 102), ylabel="keywords missed, %",
+           xlabel=f"false alarms per hour (shaded: fewer than one in the {hours:.1f} h heard)")  # fmt: skip
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def reliability(says: dict[str, tuple[np.ndarray, np.ndarray]], bins: int = 10) -> Figure:
+    """How often the keyword is there where a model gives it a probability: on the diagonal it means what it says.
+
+    Args:
+        says: name -> (probabilities, whether it is the keyword), each (N,).
+    """
+    figure, ((ax,),) = _figure(size=(4.6, 4.0))
+    ax.plot([0, 1], [0, 1], color="0.6", lw=1, ls="--")
+    for i, (name, (share, is_keyword)) in enumerate(says.items()):
+        which = np.minimum((share * bins).astype(int), bins - 1)
+        filled = [b for b in range(bins) if (which == b).sum() >= 5]  # of fewer, nothing can be said
+        x = [share[which == b].mean() for b in filled]
+        y = [is_keyword[which == b].mean() for b in filled]
+        ax.plot(x, y, marker="o", ms=4, lw=1.5, color=f"C{i}", label=name)
+    ax.set(xlabel="probability that is given", ylabel="share of keywords there", xlim=(0, 1), ylim=(-0.02, 1.02))
+    ax.legend(frameon=False, fontsize=8)
+    return figure

@@ -1,0 +1,252 @@
+"""Results as people read them: numbers, tables and sentences, all made from records."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from kwslib.results import published, records
+
+
+def area(value: float) -> str:
+    """An AU-FA-FR for people, in units of 1e-5.
+
+    >>> area(3.14159e-5), area(-1e-9)
+    ('3.14', '0.00')
+    """
+    return "–" if pd.isna(value) else f"{round(value * 1e5, 2) + 0.0:.2f}"  # + 0.0: no "-0.00"
+
+
+def times(value: float) -> str:
+    """A ratio for people.
+
+    >>> times(10.304)
+    '10.3×'
+    """
+    return "–" if pd.isna(value) else f"{value:.1f}×"
+
+
+def milliseconds(value: float) -> str:
+    """A latency for people.
+
+    >>> milliseconds(0.456), milliseconds(float("nan"))
+    ('0.46', '–')
+    """
+    return "–" if pd.isna(value) else f"{value:.2f}"
+
+
+CLEAR = ("better", "worse")  # verdicts whose interval does not hold 0
+
+
+def verdict(row: pd.Series) -> str:
+    """What an experiment bought over its control, in at most three words.
+
+    >>> verdict(pd.Series({"gain": 2e-5, "gain_low": 1e-6, "gain_high": 3e-5}))
+    'better'
+    """
+    if pd.isna(row["gain"]):
+        return ""
+    if row["gain_low"] > 0:
+        return "better"
+    return "worse" if row["gain_high"] < 0 else "no clear difference"
+
+
+def display_table(summary: pd.DataFrame) -> pd.DataFrame:
+    """The results table as people read it, one row per experiment."""
+    best = summary["au_fa_fr"].idxmin()
+    rows = {}
+    for name, row in summary.iterrows():
+        mean = area(row["au_fa_fr"])
+        rows[name] = {
+            "AU-FA-FR ×1e5 ↓": f"**{mean}**" if name == best else mean,
+            "95 % interval": f"{area(row['ci95_low'])} to {area(row['ci95_high'])}",
+            "ratio to baseline ↓": "–" if pd.isna(row["ratio"]) else f"{row['ratio']:.2f}",
+            "gain over control ×1e5 ↑": ""
+            if pd.isna(row["gain"])
+            else f"{area(row['gain'])} ({area(row['gain_low'])} to {area(row['gain_high'])})",
+            "MACs per clip ↓": f"{row['macs_per_clip']:,}",
+            "speed-up ↑": times(row["speed_up"]),
+            "size, kB ↓": f"{row['state_dict_bytes'] / 1e3:.1f}",
+            "compression ↑": times(row["compression"]),
+            "compact file, kB ↓": "–" if pd.isna(row["compact_bytes"]) else f"{row['compact_bytes'] / 1e3:.1f}",
+            "compression, compact ↑": times(row["compact_compression"]),
+            "ms per clip": milliseconds(row["latency_ms_per_clip"]),
+            "ms per step": milliseconds(row["latency_ms_per_step"]),
+        }
+    return pd.DataFrame(rows).T.rename_axis("experiment")
+
+
+def stream_table(points: pd.DataFrame) -> pd.DataFrame:
+    """What models do on streams of test speakers as people read it, one row per experiment, means over seeds.
+
+    Args:
+        points: of ``kwslib.results.records.stream_points``.
+    """
+    rows = {}
+    for name, runs in points.groupby("experiment", sort=False):
+        rows[name] = {}
+        for (stream, state), asked in runs[runs["asked_fa_per_h"].notna()].groupby(["stream", "state"], sort=False):
+            found = 100 * (1 - asked["miss_rate"])
+            what = f"{stream}, {state}: "
+            rows[name][what + "found, %"] = f"{found.mean():.1f} ({found.min():.1f} to {found.max():.1f})"
+            rows[name][what + f"FA/h, asked {asked['asked_fa_per_h'].iloc[0]:g}"] = f"{asked['fa_per_h'].mean():.2f}"
+            if state == "carried":
+                late = asked["latency_s"].median()
+                rows[name][what + "latency, ms"] = "–" if pd.isna(late) else f"{1000 * late:.0f}"
+        for stream, rest in runs[runs["asked_fa_per_h"].isna()].groupby("stream", sort=False):
+            alarms, hours = rest["false_alarms"].mean(), max(rest["other_hours"].mean(), 1e-9)
+            rows[name][f"{stream}: FA/h"] = f"{alarms / hours:.2f} (≤ {rest['most_fa_per_h'].max():.1f})"
+    return pd.DataFrame(rows).T.fillna("–").rename_axis("experiment")
+
+
+def say_hours(points: pd.DataFrame, split: str = "speaker") -> str:
+    """One sentence: what the figures of ``stream_table`` were counted on."""
+    who = "val speakers" if split == "speaker" else "the same clips at other times, for in a random split val is test,"
+    first = points[points["seed"] == points["seed"].min()].drop_duplicates("stream")
+    streams = [f"{row.stream} {row.other_hours:.1f} h with {row.keywords} keywords" for row in first.itertuples()]
+    return (
+        f"Streams of the test part: {', '.join(streams)}. Each threshold was made on streams of {who} for the "
+        "rate that was asked, higher where a higher one finds enough there, too; in brackets the range over seeds. An "
+        "event is a score at the threshold, then silence for 1 s; one from a keyword's start to half a second after "
+        "its end finds it. FA/h without a rate are at the threshold made on ordinary streams; in brackets the rate "
+        "that so few alarms leave possible."
+    )
+
+
+def say_streams(points: pd.DataFrame, summary: pd.DataFrame, speed_up: float = 10) -> str:
+    """One sentence to quote: what the best model without and with so many times fewer MACs finds. Chosen on val."""
+    made = points[(points["state"] == "carried") & points["asked_fa_per_h"].notna()]
+    means = made.groupby(["experiment", "stream"], sort=False).mean(numeric_only=True)
+    missed = means["val_miss_rate"].groupby(level="experiment").mean().dropna()
+    is_fast = summary["speed_up"].reindex(missed.index) >= speed_up
+    sentences = []
+    for kind, names in ((f"{speed_up:g} times fewer MACs", missed[is_fast]), ("more MACs", missed[~is_fast])):
+        if len(names):
+            found = [
+                f"{100 * (1 - row.miss_rate):.1f} % of the keywords at {row.fa_per_h:.2f} false alarms per hour on "
+                f"{stream} streams (allowed were {row.asked_fa_per_h:g})"
+                for stream, row in means.loc[names.idxmin()].iterrows()
+            ]
+            sentences.append(f"The best on val with {kind}, {names.idxmin()}, finds {' and '.join(found)}.")
+    return " ".join(sentences)
+
+
+def findings(summary: pd.DataFrame) -> dict[str, list[str]]:
+    """What worked and what did not, as sentences that follow from the numbers alone.
+
+    An experiment worked when it is below the reports' bar; of those, the ones that no other one beats in quality
+    and MACs get a sentence. A technique worked when its gain over the control is beyond the interval, or, where
+    it makes the model smaller than the control, when its loss is not.
+    """
+    said = summary.apply(verdict, axis=1)
+    below = summary["au_fa_fr"] <= published.BAR
+    of_control = summary["control"].map(summary["weights_bytes"])
+    smaller = summary["weights_bytes"] < of_control
+    front = records.pareto(summary, "macs_per_clip")
+
+    def named(rows: pd.Series, start: str) -> list[str]:
+        """One sentence with these experiments and their gains, or none."""
+        gains = [f"{name} ({area(row['gain'])})" for name, row in summary[rows].iterrows()]
+        return [f"{start} (gain ×1e5): {', '.join(gains)}."] if gains else []
+
+    worked = [
+        f"{name}: AU-FA-FR {area(row['au_fa_fr'])}e-5, below the reports' bar of {area(published.BAR)}e-5"
+        + ("." if name == "baseline" else f", with {times(row['speed_up'])} fewer MACs and {times(row['compression'])} "
+           "fewer bytes than the baseline.")
+        for name, row in summary[below & summary.index.isin(["baseline", *front])].iterrows()
+    ]  # fmt: skip
+    worked += named(said == "better", "Better than its control, beyond the interval")
+    worked += named(smaller & (said == "no clear difference"), "Smaller than its control without a clear loss")
+    failed = named(said == "worse", "Worse than its control, beyond the interval")
+    failed += named(~smaller & (said == "no clear difference"), "No clear difference from its control")
+    above = [f"{name} ({area(row['au_fa_fr'])})" for name, row in summary[~below].iterrows()]
+    if above:
+        failed.append(f"Above the reports' bar of {area(published.BAR)}e-5 (AU-FA-FR ×1e5): {', '.join(above)}.")
+    return {"worked": worked, "failed": failed}
+
+
+def say_gains(rows: pd.DataFrame, whom: str) -> str:
+    """One sentence to quote: how many of these experiments beat their controls beyond the 95 % interval.
+
+    Of many comparisons that show nothing, one in twenty is beyond its interval by chance; the sentence says so.
+
+    >>> numbers = {"gain": [2e-5, 1e-5], "gain_low": [1e-5, -1e-5], "gain_high": [3e-5, 3e-5]}
+    >>> say_gains(pd.DataFrame(numbers, index=["a", "b"]), "students").partition(";")[0]
+    'Of 2 students, 1 was clearly better than its control (a), 0 were clearly worse, 1 was not clearly different'
+    """
+    said = rows.apply(verdict, axis=1)
+
+    def counted(kind: str) -> str:
+        names = list(said.index[said == kind])
+        return f"{len(names)} {'was' if len(names) == 1 else 'were'}", f" ({', '.join(names)})" if names else ""
+
+    (better, who), (worse, whose), (unclear, _) = map(counted, (*CLEAR, "no clear difference"))
+    whose_control = "its control" if better.startswith("1 ") else "their control"
+    return (
+        f"Of {len(rows)} {whom}, {better} clearly better than {whose_control}{who}, {worse} clearly worse{whose}, "
+        f"{unclear} not clearly different; clear means beyond the 95 % interval, where chance alone puts one in "
+        f"twenty, and the median gain was {area(rows['gain'].median())}e-5."
+    )
+
+
+def say_smallest(rows: pd.DataFrame) -> str:
+    """One sentence to quote: the fewest MACs with which a model stays below the reports' bar."""
+    below = rows[rows["au_fa_fr"] <= published.BAR]
+    bar = f"the reports' bar of {area(published.BAR)}e-5"
+    if below.empty:
+        return f"None of these {len(rows)} models stays below {bar}."
+    name = below.astype({"macs_per_clip": int, "au_fa_fr": float}).sort_values(["macs_per_clip", "au_fa_fr"]).index[0]
+    row = below.loc[name]
+    ratio = "" if pd.isna(row["ratio"]) else f", {row['ratio']:.2f} times that of the baseline"
+    return (
+        f"The fewest MACs below {bar} are those of {name}: {times(row['speed_up'])} fewer MACs and "
+        f"{times(row['compression'])} fewer bytes than the baseline at an AU-FA-FR of {area(row['au_fa_fr'])}e-5 "
+        f"(95 % interval {area(row['ci95_low'])} to {area(row['ci95_high'])}e-5){ratio}."
+    )
+
+
+def say_combination(summary: pd.DataFrame, speed_up: float = 10, compression: float = 60) -> str:
+    """One sentence to quote: the best model that is so much faster and smaller than the baseline.
+
+    Chosen on val. Bytes are those of its compact file against the baseline's torch file.
+    """
+    wanted = (
+        f"at least {speed_up:g} times fewer MACs and {compression:g} times fewer bytes than the baseline's torch file"
+    )
+    fitting = summary[(summary["speed_up"] >= speed_up) & (summary["compact_compression"] >= compression)]
+    if fitting.empty:
+        return f"No model has {wanted}."
+    name = fitting["au_fa_fr_val"].astype(float).idxmin()
+    row = summary.loc[name]
+    side = "below" if row["au_fa_fr"] <= published.BAR else "above"
+    return (
+        f"Of {len(fitting)} models with {wanted}, {name} is best on val: {times(row['speed_up'])} fewer MACs, "
+        f"{times(row['compact_compression'])} fewer bytes ({row['compact_bytes'] / 1e3:.1f} kB), test AU-FA-FR "
+        f"{area(row['au_fa_fr'])}e-5 (95 % interval {area(row['ci95_low'])} to {area(row['ci95_high'])}e-5), "
+        f"{side} the reports' bar of {area(published.BAR)}e-5, {row['ratio']:.2f} times that of the baseline."
+    )
+
+
+def say_rivals(summary: pd.DataFrame, rivals: Sequence[str], student: str) -> str:
+    """One sentence to quote: what other small nets, trained plainly, reach beside a student."""
+
+    def said(name: str) -> str:
+        row = summary.loc[name]
+        return (
+            f"{name} reaches {area(row['au_fa_fr'])}e-5 ({area(row['ci95_low'])} to {area(row['ci95_high'])}e-5) with "
+            f"{row['macs_per_clip']:,} MACs and {row['state_dict_bytes'] / 1e3:.1f} kB"
+        )
+
+    return f"Just another small net: {'; '.join(map(said, rivals))}; {said(student)}."
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table in GitHub's Markdown."""
+    table = table.reset_index()
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in (table.columns, *table.to_numpy())]
+    return "\n".join([lines[0], "|---" * len(table.columns) + "|", *lines[1:]])
+
+
+def front(summary: pd.DataFrame) -> pd.DataFrame:
+    """The baseline and what no other experiment beats in both quality and MACs, or quality and bytes."""
+    ahead = [*records.pareto(summary, "macs_per_clip"), *records.pareto(summary, "compact_bytes")]
+    return summary[summary.index.isin(["baseline", *ahead])]

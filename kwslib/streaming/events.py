@@ -1,0 +1,191 @@
+"""Events: what a user would notice of a stream's scores, and how keywords found and false alarms are counted.
+
+A keyword counts as found, once, by an event between its start and half a second after its end; every other event
+is a false alarm, counted per hour of sound in which there is nothing to be found.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from kwslib.config import SAMPLE_RATE, FeatureConfig
+from kwslib.data.features import n_frames
+from kwslib.nets.crnn import keyword_score, step_logits
+from kwslib.streaming.tracks import Tracks
+from kwslib.training.quantize import INT8
+
+TOLERANCE_S = 0.5  # an event this long after a keyword's end still belongs to it (MLPerf Tiny's value)
+
+
+def count_events(
+    events_s: Sequence[float], keywords_s: Sequence[tuple[float, float]], tolerance_s: float = TOLERANCE_S
+) -> tuple[int, int]:
+    """Keywords found and false alarms among the events of a stream.
+
+    An event between a keyword's start and ``tolerance_s`` after its end finds that keyword, once;
+    further events there count as nothing. Every other event is a false alarm.
+
+    >>> count_events([1.5, 2.4], keywords_s=[(1.0, 2.0), (2.0, 3.0)])
+    (2, 0)
+
+    >>> count_events([1.2, 1.4, 5.0], keywords_s=[(0.5, 1.0), (8.0, 9.0)])
+    (1, 1)
+    """
+    found: set[int] = set()
+    false_alarms = 0
+    for t in events_s:
+        near = [i for i, (start, end) in enumerate(keywords_s) if start <= t <= end + tolerance_s]
+        found.update([i for i in near if i not in found][:1])  # of two neighbours, the one not found yet
+        false_alarms += not near
+    return len(found), false_alarms
+
+
+def watch(
+    scored: Iterable[tuple[float, float]], threshold: float, refractory_s: float = 1.0
+) -> Iterator[tuple[float, float, bool]]:
+    """Every time and score as it comes, and whether an event begins there: see ``detect``."""
+    silent_until = -float("inf")
+    for t, value in scored:
+        fires = value >= threshold and t >= silent_until
+        if fires:
+            silent_until = t + refractory_s
+        yield t, value, fires
+
+
+def detect(
+    times_s: Iterable[float], scores: Iterable[float], threshold: float, refractory_s: float = 1.0
+) -> Iterator[tuple[float, float]]:
+    """Detections a user would notice: a score at or above threshold, then silence for a while.
+
+    Yields:
+        (time, score) of each score that fires; what follows within ``refractory_s`` is the same event.
+
+    >>> list(detect([0.1, 0.2, 0.3, 1.2], [0.9, 0.95, 0.1, 0.8], threshold=0.5))
+    [(0.1, 0.9), (1.2, 0.8)]
+    """
+    pairs = watch(zip(times_s, scores, strict=True), threshold, refractory_s)
+    yield from ((t, value) for t, value, fires in pairs if fires)
+
+
+class ScoredTrack(NamedTuple):
+    """What a detector said on one track: (start, end) of its keywords and its length in seconds, times and scores."""
+
+    keywords_s: list[tuple[float, float]]
+    seconds: float
+    times_s: np.ndarray
+    scores: np.ndarray
+
+    @property
+    def other_hours(self) -> float:
+        """Hours in which an event is a false alarm: all but the keywords and half a second after each."""
+        counted_until, other_s = 0.0, 0.0
+        for start, end in self.keywords_s:
+            other_s += max(0.0, start - counted_until)
+            counted_until = end + TOLERANCE_S
+        return (other_s + max(0.0, self.seconds - counted_until)) / 3600
+
+
+@torch.no_grad()
+def score_tracks(model: nn.Module, tracks: Tracks, reset_steps: int = 0) -> list[ScoredTrack]:
+    """A model's scores on prepared tracks, many steps in one call.
+
+    Equal to ``StreamingModel`` to rounding.
+
+    Args:
+        reset_steps: 0 carries the state from the beginning of each track on. Otherwise the model starts afresh
+            every so many steps, on the last second of log-mels.
+
+    Raises:
+        ValueError: the model has torch's dynamic int8 layers, which scale what they read by call.
+    """
+    if any(isinstance(layer, INT8) for layer in model.modules()):
+        raise ValueError("torch's dynamic int8 must be heard step by step: take carried_scores")
+    config, scored = model.config, []
+    window, dtype = n_frames(FeatureConfig()), next(model.parameters()).dtype
+    for logmels, keywords_s, seconds in zip(*tracks, strict=True):
+        x = torch.from_numpy(np.array(logmels)).to(dtype)
+        if reset_steps:
+            hop = reset_steps * config.stride[1]
+            clips = x.unfold(1, window, hop).transpose(0, 1)  # (windows, F, window)
+            scores = torch.cat([keyword_score(model(part)) for part in clips.split(512)])
+            ends = np.arange(len(scores)) * hop + window - 1
+        else:
+            scores = keyword_score(step_logits(model, x[None], config.n_steps(window))[0])
+            ends = np.arange(len(scores)) * config.stride[1] + config.kernel_size[1] - 1
+        scored.append(ScoredTrack(keywords_s, seconds, ends * FeatureConfig().hop_length / SAMPLE_RATE, scores.numpy()))
+    return scored
+
+
+def smoothed(scores: np.ndarray, steps: int) -> np.ndarray:
+    """Mean of each score and those just before it, over at most so many steps.
+
+    >>> smoothed(np.array([3.0, 0.0, 0.0, 6.0]), 3).tolist()
+    [3.0, 1.5, 1.0, 2.0]
+    """
+    sums = np.cumsum(np.concatenate([[0.0], scores]))
+    ends = np.arange(1, len(scores) + 1)
+    starts = np.maximum(ends - steps, 0)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def count(tracks: Sequence[ScoredTrack], thresholds: Sequence[float], refractory_s: float = 1.0) -> pd.DataFrame:
+    """What a detector does at each threshold, counted over all tracks.
+
+    Returns:
+        A row per threshold: ``threshold, found, keywords, false_alarms, other_hours, miss_rate, fa_per_h``,
+        ``latency_s`` (median delay of the first event after the end of the keyword; below 0: before it).
+    """
+    rows = []
+    hours = sum(track.other_hours for track in tracks)
+    keywords = sum(len(track.keywords_s) for track in tracks)
+    for threshold in thresholds:
+        found = false_alarms = 0
+        delays: list[float] = []
+        for track in tracks:
+            fired = event_times(track, threshold, refractory_s)
+            hits, wrong = count_events(fired, track.keywords_s)
+            found, false_alarms = found + hits, false_alarms + wrong
+            for start, end in track.keywords_s:
+                delays += [t - end for t in fired if start <= t <= end + TOLERANCE_S][:1]
+        row = {"threshold": float(threshold), "found": found, "keywords": keywords}
+        row |= {"false_alarms": false_alarms, "other_hours": hours}
+        row |= {"miss_rate": 1 - found / keywords if keywords else np.nan}
+        row |= {"fa_per_h": false_alarms / hours if hours else np.nan}
+        rows.append(row | {"latency_s": float(np.median(delays)) if delays else np.nan})
+    return pd.DataFrame(rows)
+
+
+def event_times(track: ScoredTrack, threshold: float, refractory_s: float = 1.0) -> list[float]:
+    """When events begin: as ``detect``, which is only asked about the few scores that can be one."""
+    high = track.scores >= threshold
+    return [t for t, _ in detect(track.times_s[high], track.scores[high], threshold, refractory_s)]
+
+
+def det(tracks: Sequence[ScoredTrack], refractory_s: float = 1.0, points: int = 120) -> pd.DataFrame:
+    """Miss rate against false alarms per hour, the detection error trade-off: rows of ``count`` by falling threshold.
+
+    An alarm can hide a keyword that follows within the refractory time, so a lower threshold may find less:
+    ``least_miss_rate`` is the least that is reached with no more false alarms.
+    """
+    scores = np.concatenate([track.scores for track in tracks])
+    shares = np.logspace(-np.log10(len(scores)), -0.5, points)  # from the highest score to a third of all
+    table = count(tracks, np.unique(np.quantile(scores, 1 - shares))[::-1], refractory_s)
+    table = table.sort_values(["fa_per_h", "miss_rate"], kind="stable", ignore_index=True)
+    return table.assign(least_miss_rate=table["miss_rate"].cummin())
+
+
+def most_fa_per_h(false_alarms: int, hours: float) -> float:
+    """The rate that so many false alarms in so many hours leave possible: none at all still allow 3 in that time.
+
+    Upper end of the one-sided 95 % interval of a Poisson rate.
+
+    >>> round(most_fa_per_h(0, 2.0), 1)
+    1.5
+    """
+    from scipy.stats import chi2
+
+    return float(chi2.ppf(0.95, 2 * (false_alarms + 1)) / 2 / hours)

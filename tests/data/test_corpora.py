@@ -1,0 +1,191 @@
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+
+from kwslib import audio, paths
+from kwslib.config import SAMPLE_RATE
+from kwslib.data import corpora
+from kwslib.data.corpora import CorpusError
+
+
+def test_a_folder_becomes_a_table_and_an_array(folder):
+    corpus = corpora.load(str(folder), "go")
+    assert corpus.name == "tones"
+    assert len(corpus.clips) == len(corpus.waveforms) == 72
+    first = corpus.clips.iloc[0]
+    assert first[["clip", "word", "speaker"]].to_list() == ["go/s00_nohash_0.wav", "go", "s00"]
+    assert set(corpus.clips["word"]) == {"go", "stop", "zoom in"}
+    assert corpus.is_keyword("zoom in").sum() == 24
+    original, _ = soundfile.read(folder / "go" / "s00_nohash_0.wav", dtype="int16")
+    assert (corpus.waveforms[0][: len(original)] == original).all()  # 16-bit audio survives bit by bit
+    assert not corpus.waveforms[0][len(original) :].any()
+    assert list(corpus.noise) == ["hiss.wav"]
+    assert "_background_noise_" not in set(corpus.clips["word"])
+
+
+def test_a_second_load_reads_nothing_and_a_changed_folder_is_noticed(folder, monkeypatch):
+    first = corpora.load(str(folder), "go")
+    with monkeypatch.context() as patched:
+        patched.setattr(audio, "read", lambda path: pytest.fail("read again"))
+        assert corpora.load(str(folder), "stop").fingerprint == first.fingerprint
+    samples, _ = soundfile.read(folder / "go" / "s00_nohash_0.wav", dtype="float32")
+    soundfile.write(folder / "go" / "s00_nohash_0.wav", samples[::-1], SAMPLE_RATE)
+    assert corpora.load(str(folder), "go").fingerprint != first.fingerprint
+
+
+def test_a_corpus_without_background_noise_gets_synthesized_noise(folder):
+    shutil.rmtree(folder / "_background_noise_")
+    assert len(corpora.load(str(folder), "go").noise) == 6
+
+
+def test_a_corpus_with_other_noise_is_another_corpus(folder):
+    first = corpora.load(str(folder), "go")
+    louder = np.random.default_rng(1).uniform(-0.5, 0.5, 3 * SAMPLE_RATE)
+    soundfile.write(folder / "_background_noise_" / "hiss.wav", louder, SAMPLE_RATE)
+    assert corpora.load(str(folder), "go").fingerprint != first.fingerprint
+
+
+def test_too_little_room_is_said_before_a_large_file_is_begun(folder, monkeypatch):
+    monkeypatch.setattr(paths.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match="needs 2 MB, its disk has 0 MB left: make room first"):
+        corpora.load(str(folder), "go")
+
+
+def test_unusable_files_are_listed_not_fatal(folder):
+    (folder / "go" / "s01_nohash_9.wav").write_bytes(b"not audio")
+    (folder / "go" / ".hidden.wav").write_bytes(b"not audio either")
+    soundfile.write(folder / "stop" / "s01_nohash_9.wav", np.zeros(800), SAMPLE_RATE)
+    corpus = corpora.load(str(folder), "go")
+    assert len(corpus.clips) == 72
+    reasons = dict(corpus.unusable.to_numpy())
+    assert "cannot read" in reasons["go/s01_nohash_9.wav"]
+    assert "every sample is zero" in reasons["stop/s01_nohash_9.wav"]
+    for take in range(10, 16):
+        (folder / "go" / f"s01_nohash_{take}.wav").write_bytes(b"")
+    with pytest.raises(CorpusError, match="8 of 80 files .* cannot be used, .* All of them: ") as told:
+        corpora.load(str(folder), "go")
+    listing = Path(str(told.value).rpartition("All of them: ")[2])
+    assert len(listing.read_text().splitlines()) == 9
+
+
+@pytest.mark.parametrize(
+    ("corpus", "keyword", "message"),
+    [
+        ("/no/such/folder", "go", "no corpus at"),
+        ("FOLDER", "sheila", "'sheila' is not in .*go, stop, zoom in"),
+        ("FOLDER", " ", "keyword is empty"),
+        ("synthetic", "Go", "lower case"),
+        ("EMPTY", "go", "no recordings in"),
+    ],
+)
+def test_bad_arguments_get_one_sentence(folder, tmp_path, corpus, keyword, message):
+    (tmp_path / "empty").mkdir()
+    where = {"FOLDER": str(folder), "EMPTY": str(tmp_path / "empty")}.get(corpus, corpus)
+    with pytest.raises(CorpusError, match=message):
+        corpora.load(where, keyword)
+
+
+def test_a_messy_folder_is_read_and_what_is_left_out_is_listed(folder):
+    """Names with blanks and other letters, formats side by side, copies, hidden and foreign files."""
+    rng = np.random.default_rng(5)
+    (folder / "été").mkdir()
+    (folder / "_private").mkdir()
+    for i in range(3):
+        soundfile.write(folder / "été" / f"zoë {i}_1.wav", rng.uniform(-0.1, 0.1, 5_000), SAMPLE_RATE)
+    twin = (folder / "été" / "zoë 0_1.wav").read_bytes()
+    (folder / "été" / "copy_1.wav").write_bytes(twin)
+    (folder / "été" / "also_1.wav").write_bytes((folder / "été" / "zoë 1_1.wav").read_bytes())
+    (folder / "go" / "copy_1.wav").write_bytes(twin)
+    (folder / "go" / "._s00_nohash_0.wav").write_bytes(b"resource fork")
+    (folder / "go" / "notes.txt").write_text("not audio, not missed")
+    (folder / "go" / "phone_1.m4a").write_bytes(b"\0\0\0 ftypM4A ")
+    (folder / "go" / "deep").mkdir()
+    soundfile.write(folder / "go" / "deep" / "x_1.wav", rng.uniform(-0.1, 0.1, 5_000), SAMPLE_RATE)
+    soundfile.write(folder / "_private" / "y_1.wav", rng.uniform(-0.1, 0.1, 5_000), SAMPLE_RATE)
+    soundfile.write(folder / "go" / "faint_1.wav", np.full(5_000, 1e-6), SAMPLE_RATE, subtype="FLOAT")
+    soundfile.write(folder / "_background_noise_" / "file.wav", rng.uniform(-0.1, 0.1, 20_000), SAMPLE_RATE)
+    soundfile.write(folder / "_background_noise_" / "hiss.flac", rng.uniform(-0.1, 0.1, 20_000), SAMPLE_RATE)
+    soundfile.write(folder / "_background_noise_" / "blip.wav", rng.uniform(-0.1, 0.1, 800), SAMPLE_RATE)
+    corpus = corpora.load(str(folder), "été")
+    assert list(corpus.clips["clip"][corpus.is_keyword("été")]) == ["été/also_1.wav", "été/zoë 2_1.wav"]
+    first, _ = soundfile.read(folder / "stop" / "s00_nohash_0.wav", dtype="int16")
+    row = corpus.clips.index[corpus.clips["clip"] == "stop/s00_nohash_0.wav"][0]
+    assert (corpus.waveforms[row][: len(first)] == first).all()  # rows still fit their names
+    left_out = dict(corpus.unusable.to_numpy())
+    assert left_out.pop("_background_noise_/blip.wav") == "background noise must be longer than a second"
+    assert "cannot read" in left_out.pop("go/phone_1.m4a")
+    assert "too faint" in left_out.pop("go/faint_1.wav")
+    assert "not in a word's folder" in left_out.pop("go/deep/x_1.wav")
+    assert "not in a word's folder" in left_out.pop("_private/y_1.wav")
+    assert set(corpus.noise) == {"file.wav", "hiss.flac", "hiss.wav"}
+    assert left_out.pop("été/zoë 1_1.wav") == "the same recording as été/also_1.wav"
+    for copy in ("été/zoë 0_1.wav", "été/copy_1.wav", "go/copy_1.wav"):  # under two words: which one is right?
+        assert "the same recording as" in left_out.pop(copy)
+    assert not left_out
+
+
+def test_letters_with_accents_are_the_same_however_a_system_writes_them(folder):
+    composed, decomposed = "\u00e9t\u00e9", "e\u0301te\u0301"
+    (folder / "go").rename(folder / decomposed)
+    corpus = corpora.load(str(folder), composed)
+    assert corpus.is_keyword(composed).sum() == corpus.is_keyword(decomposed).sum() == 24
+    assert paths.study_name("tones", composed, "speaker") == "tones-\u00e9t\u00e9-speaker"
+
+
+def test_a_name_that_is_not_unicode_is_left_out(folder):
+    try:
+        copy = os.path.join(os.fsencode(folder), b"go", b"s01\xff_nohash_9.wav")
+        with open(copy, "wb") as file:
+            file.write((folder / "go" / "s01_nohash_0.wav").read_bytes())
+    except OSError:
+        pytest.skip("this file system accepts Unicode names only")
+    corpus = corpora.load(str(folder), "go")
+    assert list(corpus.unusable["reason"]) == ["its name is not UTF-8"]
+    assert "udcff" in corpus.unusable["clip"][0]
+
+
+def test_an_interrupted_preparation_leaves_nothing_that_looks_complete(folder, monkeypatch):
+    calls = []
+
+    def stop_half_way(path, read=audio.read):
+        calls.append(path)
+        if len(calls) > 30:
+            raise KeyboardInterrupt
+        return read(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(audio, "read", stop_half_way)
+        with pytest.raises(KeyboardInterrupt):
+            corpora.load(str(folder), "go")
+    assert len(corpora.load(str(folder), "go").clips) == 72
+
+
+def test_a_word_may_be_a_link_to_its_folder_and_a_circle_ends(folder, tmp_path):
+    (folder / "go").rename(tmp_path / "elsewhere")
+    try:
+        (folder / "go").symlink_to(tmp_path / "elsewhere")
+        (tmp_path / "elsewhere" / "back").symlink_to(folder)
+    except OSError:
+        pytest.skip("this system does not let everybody make links")
+    corpus = corpora.load(str(folder), "go")
+    assert corpus.is_keyword("go").sum() == 24 and len(corpus.clips) == 72
+
+
+def test_two_that_want_the_same_corpus_wait_for_each_other(folder):
+    reads = []
+
+    def counting(path, read=audio.read):
+        reads.append(path)
+        return read(path)
+
+    with pytest.MonkeyPatch.context() as patched, ThreadPoolExecutor(2) as pool:
+        patched.setattr(audio, "read", counting)
+        both = list(pool.map(lambda _: corpora.load(str(folder), "go"), range(2)))
+    assert both[0].fingerprint == both[1].fingerprint
+    assert len(reads) == 72 + 1  # once: the clips and the noise

@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+import torch
+
+from kwslib.config import FeatureConfig
+from kwslib.data import corpora, features
+
+
+def by_hand(samples: np.ndarray, n_fft=400, hop=160, n_mels=40) -> np.ndarray:
+    """Log-mels with numpy alone: periodic Hann window, power spectrum, HTK triangles, natural log."""
+    padded = np.concatenate([np.zeros(n_fft), samples])
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft)
+    n = (len(padded) - n_fft) // hop + 1
+    frames = np.stack([padded[i * hop : i * hop + n_fft] * window for i in range(n)])
+    power = np.abs(np.fft.rfft(frames)) ** 2
+    mel_edges = np.linspace(0, 2595 * np.log10(1 + 8000 / 700), n_mels + 2)
+    edges = 700 * (10 ** (mel_edges / 2595) - 1)
+    hz = np.linspace(0, 8000, n_fft // 2 + 1)
+    rising = (hz[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - hz[:, None]) / (edges[2:] - edges[1:-1])
+    bank = np.maximum(0, np.minimum(rising, falling))
+    return np.log(np.clip(power @ bank, 1e-9, 1e9)).T
+
+
+def test_log_mels_equal_numpy():
+    samples = np.random.default_rng(0).normal(size=16_000) * 0.1
+    ours = features.LogMel()(torch.from_numpy(samples).float()[None])[0].numpy()
+    assert ours.shape == (40, 101)
+    np.testing.assert_allclose(ours[:, 3:], by_hand(samples)[:, 3:], atol=2e-3)  # float32 against float64
+    assert (ours[:, 0] == np.float32(features.SILENCE)).all()  # the first frame holds padding only
+
+
+def test_both_framings_give_101_frames_and_differ():
+    samples = torch.randn(2, 16_000)
+    causal, centered = (features.LogMel(FeatureConfig(framing=f))(samples) for f in ("causal", "centered"))
+    assert causal.shape == centered.shape == (2, 40, 101)
+    # the centred frame i covers what the causal frame i + 1.25 covers: never the same samples
+    assert (causal[:, :, 50] - centered[:, :, 50]).abs().max() > 0.1
+    with pytest.raises(ValueError, match="framing must be"):
+        FeatureConfig(framing="reflect")
+
+
+def test_causal_frames_do_not_know_the_future():
+    samples = torch.randn(1, 16_000)
+    front_end = features.LogMel()
+    whole = front_end(samples)
+    half = front_end(samples[:, :8_000])
+    assert torch.equal(whole[:, :, : half.shape[2]], half)
+
+
+def test_log_mels_of_a_corpus_are_computed_once(folder, monkeypatch):
+    corpus = corpora.load(str(folder), "go")
+    first = features.logmels(corpus)
+    assert first.shape == (72, 40, 101) and first.dtype == np.float32
+    direct = features.LogMel()(features.from_int16(corpus.waveforms[5:6]))[0].numpy()
+    np.testing.assert_allclose(first[5], direct, atol=1e-5)
+    monkeypatch.setattr(features, "LogMel", lambda config: pytest.fail("computed again"))
+    assert (features.logmels(corpus) == first).all()

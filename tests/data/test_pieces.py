@@ -1,0 +1,52 @@
+"""Pieces of stream: made once, the same every time, and what they hold."""
+
+import numpy as np
+import pytest
+import torch
+
+from kwslib.data import corpora, pieces
+from kwslib.data.augment import WITHOUT_MASKS
+from kwslib.data.pieces import PieceConfig
+
+
+def test_pieces_that_make_no_sense_are_refused():
+    for wrong in ({"clips": 1}, {"keyword_share": 0.0}, {"keyword_share": 1.0}, {"part_share": 1.0}):
+        with pytest.raises(ValueError, match="two clips or more, some of them keywords"):
+            PieceConfig(**wrong)
+
+
+@pytest.fixture
+def corpus(folder):
+    return corpora.load(str(folder), "go")
+
+
+def test_pieces_of_stream_are_the_same_every_time_and_say_what_they_hold(corpus):
+    rows, is_keyword = np.arange(len(corpus.clips)), corpus.is_keyword("go")
+    recipe = PieceConfig(clips=4, keyword_share=0.3)
+    logmels, said = pieces.bank(corpus, rows, is_keyword, 300, recipe, WITHOUT_MASKS)
+    assert logmels.shape == (300, 40, 401) and said.shape == (300, 4)
+    assert 0.2 < said.mean() < 0.4
+    before, labels = np.array(logmels), np.array(said)
+    for file in corpus.folder.glob("pieces-*"):
+        file.unlink()
+    fewer, fewer_said = pieces.bank(corpus, rows, is_keyword, 280, recipe, WITHOUT_MASKS)
+    np.testing.assert_array_equal(fewer, before[:280])  # more pieces change no earlier one
+    np.testing.assert_array_equal(fewer_said, labels[:280])
+
+
+def test_pieces_without_their_labels_are_made_again(corpus):
+    rows, is_keyword = np.arange(len(corpus.clips)), corpus.is_keyword("go")
+    _, said = pieces.bank(corpus, rows, is_keyword, 5, PieceConfig(clips=3), WITHOUT_MASKS)
+    (made,) = set(corpus.folder.glob("pieces-*.npy")) - set(corpus.folder.glob("*-labels.npy"))
+    made.rename(made.with_suffix(".npy.tmp"))  # killed before the pieces had their name
+    _, again = pieces.bank(corpus, rows, is_keyword, 5, PieceConfig(clips=3), WITHOUT_MASKS)
+    np.testing.assert_array_equal(said, again)
+
+
+def test_half_a_word_is_silent_where_the_other_half_was():
+    word = torch.zeros(16_000)
+    word[4_800:9_600] = 0.5
+    first, second = pieces.half_of(word, 0.5, first=True), pieces.half_of(word, 0.5, first=False)
+    assert first.nonzero().min() == 4_800 and first.nonzero().max() == 7_199
+    assert second.nonzero().min() == 7_200 and second.nonzero().max() == 9_599
+    torch.testing.assert_close(first + second, word)

@@ -1,0 +1,155 @@
+import itertools
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+
+from kwslib import paths
+from kwslib.config import SAMPLE_RATE
+from kwslib.data import corpora, splits
+from kwslib.data.splits import SplitError
+
+NAMES = [f"{word}/s{speaker:03d}_nohash_{take}.wav" for word in "abc" for speaker in range(50) for take in range(3)]
+
+
+@pytest.mark.parametrize("split", ["speaker", "random"])
+def test_a_split_is_a_function_of_the_names_alone(split):
+    shuffled = random.Random(1).sample(NAMES, len(NAMES))
+    assert splits.assign(NAMES, split).equals(splits.assign(shuffled, split))
+
+
+def test_speaker_split_shares_no_speaker_and_has_the_wanted_sizes():
+    table = splits.assign(NAMES, "speaker")
+    speakers = table.groupby("subset")["clip"].agg(lambda clips: set(map(corpora.speaker_of, clips)))
+    assert not any(a & b for a, b in itertools.combinations(speakers, 2))
+    shares = table["subset"].value_counts(normalize=True)
+    assert shares["train"] == pytest.approx(0.6, abs=0.02)
+    assert shares["val"] == pytest.approx(0.2, abs=0.02)
+
+
+def test_random_split_is_80_20_and_val_is_test(folder):
+    corpus = corpora.load(str(folder), "go")
+    split = splits.load(corpus, "go", "random")
+    assert len(split.train) == round(0.8 * 72)
+    assert (split.val == split.test).all()
+    leaks = splits.leaks(corpus, split)
+    assert leaks.loc["train / test", "shared speakers"] > 0
+
+
+def test_the_recorded_split_is_reused_and_covers_every_clip_once(folder):
+    corpus = corpora.load(str(folder), "go")
+    first = splits.load(corpus, "go", "speaker")
+    assert sorted(np.concatenate([first.train, first.val, first.test])) == list(range(72))
+    before = paths.split_csv("tones", "speaker").read_bytes()
+    again = splits.load(corpus, "stop", "speaker")
+    assert (again.train == first.train).all() and again.sha256 == first.sha256
+    assert paths.split_csv("tones", "speaker").read_bytes() == before
+    assert (splits.leaks(corpus, first)["shared speakers"] == 0).all()
+    assert splits.counts(corpus, first, "go")["speakers of the keyword"].min() >= 2
+
+
+def tampered(corpus, change):
+    splits.load(corpus, "go", "speaker")
+    path = paths.split_csv("tones", "speaker")
+    text = change(path.read_text())
+    path.write_text(text)
+    return path, text
+
+
+def test_an_edited_split_is_refused(folder):
+    corpus = corpora.load(str(folder), "go")
+    tampered(corpus, lambda text: text.replace(",train", ",test", 1))
+    with pytest.raises(SplitError, match="changed after it was recorded"):
+        splits.load(corpus, "go", "speaker")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace(",train", ",test", 1), "is in two subsets"),
+        (lambda text: text.replace(",train", ",dev", 1), "unknown subset"),
+        (lambda text: "\n".join(text.splitlines()[:-1]) + "\n", "does not fit the corpus.*1 clips are new"),
+        (lambda text: text + text.splitlines()[1] + "\n", "names a clip twice"),
+        (lambda text: "nonsense", "cannot be read"),
+    ],
+)
+def test_a_split_that_leaks_or_does_not_fit_is_refused_even_with_a_matching_digest(folder, change, message):
+    corpus = corpora.load(str(folder), "go")
+    path, text = tampered(corpus, change)
+    meta = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps(meta | {"sha256": splits._digest(text)}))
+    with pytest.raises(SplitError, match=message):
+        splits.load(corpus, "go", "speaker")
+
+
+def test_a_corpus_that_grew_no_longer_fits_its_split(folder):
+    splits.load(corpora.load(str(folder), "go"), "go", "speaker")
+    samples, _ = soundfile.read(folder / "go" / "s00_nohash_0.wav")
+    soundfile.write(folder / "go" / "s99_nohash_0.wav", 0.5 * samples, SAMPLE_RATE)
+    with pytest.raises(SplitError, match="1 clips are new, 0 are gone"):
+        splits.load(corpora.load(str(folder), "go"), "go", "speaker")
+
+
+def test_a_keyword_of_one_speaker_is_refused(folder):
+    (folder / "rare").mkdir()
+    soundfile.write(folder / "rare" / "s00_nohash_0.wav", np.random.default_rng(0).normal(size=8000) * 0.1, SAMPLE_RATE)
+    with pytest.raises(SplitError, match="speakers of 'rare', at least 2 are needed"):
+        splits.load(corpora.load(str(folder), "rare"), "rare", "speaker")
+
+
+def only_one_speaker(folder):
+    for file in folder.glob("*/s*"):
+        if not file.name.startswith("s00"):
+            file.unlink()
+    for take in range(2, 20):
+        for word, hertz in (("go", 300), ("stop", 700)):
+            samples = 0.3 * np.sin(2 * np.pi * hertz * np.arange(9_000 + 100 * take) / SAMPLE_RATE)
+            soundfile.write(folder / word / f"s00_nohash_{take}.wav", samples, SAMPLE_RATE)
+
+
+def test_one_speaker_can_only_be_split_by_clip(folder):
+    only_one_speaker(folder)
+    corpus = corpora.load(str(folder), "go")
+    with pytest.raises(SplitError, match="the name before the first _ .* or use SPLIT=random"):
+        splits.load(corpus, "go", "speaker")
+    split = splits.load(corpus, "go", "random")
+    assert splits.leaks(corpus, split).loc["train / test", "clips of known speakers"] == 1
+    assert "100.0% of the test clips are by speakers who also speak in training" in splits.meaning_of_leaks(
+        corpus, split
+    )
+
+
+def test_the_leak_check_counts_what_a_plain_loop_counts(folder):
+    corpus = corpora.load(str(folder), "go")
+    split = splits.load(corpus, "go", "random")
+    speaker = corpus.clips["speaker"]
+    known = [any(speaker[i] == speaker[j] for j in split.train) for i in split.test]
+    found = splits.leaks(corpus, split).loc["train / test"]
+    assert found["clips of known speakers"] == pytest.approx(np.mean(known))
+    assert found["identical recordings"] == 0
+    by_speaker = splits.load(corpus, "go", "speaker")
+    assert "has never heard" in splits.meaning_of_leaks(corpus, by_speaker)
+
+
+def test_names_without_speakers_are_pointed_out(folder):
+    for word in folder.glob("[!_]*"):  # the same numbers in every folder
+        for i, file in enumerate(sorted(word.iterdir())):
+            file.rename(file.with_name(f"{i}{file.suffix}"))
+    corpus = corpora.load(str(folder), "go")
+    assert "tell no speakers" in splits.meaning_of_leaks(corpus, splits.load(corpus, "go", "speaker"))
+    assert "unknown" in corpus.summary()["speakers"]
+
+
+def test_a_folder_with_nothing_but_the_keyword_is_refused(folder):
+    for word in ("stop", "zoom in"):
+        shutil.rmtree(folder / word)
+    with pytest.raises(SplitError, match="no other words than 'go'"):
+        splits.load(corpora.load(str(folder), "go"), "go", "speaker")
+
+
+def test_unknown_split_is_named(folder):
+    with pytest.raises(SplitError, match="choose one of speaker, random"):
+        splits.load(corpora.load(str(folder), "go"), "go", "speakers")

@@ -1,0 +1,173 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from kwslib.results import published, records, tables
+from kwslib.results.records import RecordError
+
+
+def record(name, seed, area, macs=1000, size=4000, control=None, order=0, replicates=None, precision="float32"):
+    """A record with numbers that can be checked by hand."""
+    return {
+        "schema": 1,
+        "experiment": name,
+        "seed": seed,
+        "order": order,
+        "control": control,
+        "note": "",
+        "profile": "smoke",
+        "precision": precision,
+        "epochs": 1,
+        "metrics": {
+            "au_fa_fr": area,
+            "au_fa_fr_val": area / 2,
+            "au_fa_fr_ci95": [area / 3, area * 3],
+            "roc_auc": 0.9,
+            "n_keyword": 7,
+            "n_other": 93,
+            "n_speakers": 5,
+            "bootstrap": replicates or [area] * 4,
+        },
+        "cost": {
+            "params": 10,
+            "macs_per_clip": macs,
+            "macs_per_second": macs,
+            "state_dict_bytes": size,
+            "weights_bytes": size // 2,
+        },
+        "run": {"latency_ms_per_clip": 0.5, "latency_ms_per_step": 0.25, "wall_s": 1.0},
+    }
+
+
+def test_summary_by_hand():
+    found = [
+        record("baseline", 0, 2e-5, replicates=[1e-5, 2e-5, 3e-5, 4e-5]),
+        record("baseline", 1, 4e-5, replicates=[3e-5, 4e-5, 5e-5, 6e-5]),
+        record("small", 0, 1e-5, 100, 400, "baseline", 1, replicates=[1e-5, 1e-5, 2e-5, 2e-5]),
+        record("small", 1, 3e-5, 100, 400, "baseline", 1, replicates=[1e-5, 1e-5, 2e-5, 2e-5]),
+    ]
+    same_seeds = [2e-5, 3e-5, 4e-5, 5e-5]
+    found[0]["metrics"]["bootstrap"] = found[1]["metrics"]["bootstrap"] = same_seeds
+
+    table = records.summary(found)
+    small = table.loc["small"]
+    assert small["au_fa_fr"] == pytest.approx(2e-5) and small["ratio"] == pytest.approx(2 / 3)
+    assert (small["speed_up"], small["compression"], small["seeds"]) == (10.0, 10.0, 2)
+    # replicates that do not depend on the seed: baseline 2 3 4 5, small 1 1 2 2, so gains of 1 2 2 3
+    expected = np.percentile([1e-5, 2e-5, 2e-5, 3e-5], [2.5, 97.5])
+    assert [small["gain_low"], small["gain_high"]] == pytest.approx(list(expected))
+    assert small["gain"] == pytest.approx(1e-5)
+    assert tables.verdict(small) == "better"
+    assert pd.isna(table.loc["baseline", "gain"])
+
+
+def test_seeds_that_disagree_widen_the_interval_but_not_that_of_a_paired_difference():
+    found = [record("baseline", seed, area, replicates=[area] * 500) for seed, area in enumerate((1e-5, 2e-5, 6e-5))]
+    found += [
+        record(
+            "paired",
+            r["seed"],
+            0,
+            control="baseline",
+            order=1,
+            replicates=[b - 1e-6 for b in r["metrics"]["bootstrap"]],
+        )
+        for r in found
+    ]
+    table = records.summary(found)
+    assert table.loc["baseline", "ci95_low"] < 1.5e-5 and table.loc["baseline", "ci95_high"] > 4.5e-5
+    assert table.loc["paired", "gain_low"] == pytest.approx(1e-6) == table.loc["paired", "gain_high"]
+
+
+def test_what_lost_is_said_to_have_lost():
+    found = [
+        record("baseline", 0, 1e-5),
+        record("worse", 0, 9e-5, 100, 400, "baseline", 1),
+        record("same-fp16", 0, 1e-5, 1000, 2000, "baseline", 2, precision="float16"),
+    ]
+    said = tables.findings(records.summary(found))
+    assert "Above the reports' bar of 5.50e-5 (AU-FA-FR ×1e5): worse (9.00)." in said["failed"]
+    assert any(s.startswith("baseline: AU-FA-FR 1.00e-5, below") for s in said["worked"])
+    assert "Worse than its control, beyond the interval (gain ×1e5): worse (-8.00)." in said["failed"]
+    assert "Smaller than its control without a clear loss (gain ×1e5): same-fp16 (0.00)." in said["worked"]
+
+
+def test_sentences_to_quote():
+    found = [
+        record("baseline", 0, 1e-5, 1000, 4000),
+        record("small", 0, 2e-5, 100, 400, "baseline", 1),
+        record("smaller", 0, 9e-5, 50, 200, "small", 2),
+    ]
+    table = records.summary(found)
+    assert tables.say_smallest(table).startswith(
+        "The fewest MACs below the reports' bar of 5.50e-5 are those of small: 10.0× fewer MACs and 10.0× fewer bytes"
+    )
+    assert tables.say_smallest(table.loc[["smaller"]]).startswith("None of these 1 models stays below")
+    assert tables.say_gains(table.loc[["small", "smaller"]], "nets").startswith("Of 2 nets, 0 were clearly better")
+    assert tables.say_rivals(table, ["smaller"], "small").endswith("with 100 MACs and 0.4 kB.")
+    tied = table.assign(macs_per_clip=100, ratio=float("nan")).sort_values("au_fa_fr", ascending=False)
+    assert " are those of baseline: " in tables.say_smallest(tied) and "nan" not in tables.say_smallest(tied)
+
+
+def test_a_perfect_or_missing_baseline_gives_no_ratio_but_a_table():
+    perfect = records.summary([record("baseline", 0, 0.0), record("small", 0, 1e-5, order=1)])
+    assert perfect["ratio"].isna().all() and (perfect["speed_up"] == 1).all()
+    missing = records.summary([record("small", 0, 1e-5)])
+    assert missing[["ratio", "speed_up", "compression"]].isna().all().all()
+    for table in (perfect, missing):
+        assert "nan" not in tables.display_table(table).to_string()
+
+
+def test_gains_compare_the_seeds_that_both_have():
+    found = [record("baseline", seed, area) for seed, area in enumerate((1e-5, 2e-5, 9e-5))]
+    found += [record("small", 1, 1.5e-5, control="baseline", order=1)]
+    assert records.summary(found).loc["small", "gain"] == pytest.approx(0.5e-5)
+
+
+def test_a_longer_profile_that_has_begun_hides_the_quick_one():
+    records.write("s", record("baseline", 0, 1e-5, replicates=[1e-5] * 3))
+    records.write("s", record("small", 0, 1e-5) | {"profile": "standard"})
+    assert [r["experiment"] for r in records.load("s")] == ["small"]
+
+
+def test_missing_damaged_and_foreign_records_are_named(home):
+    with pytest.raises(RecordError, match="no records in .* run 'make reproduce' first"):
+        records.load("nothing")
+    path = records.write("s", record("baseline", 0, 1e-5))
+    path.write_text("{")
+    with pytest.raises(RecordError, match="is not a record"):
+        records.load("s")
+    path.write_text('{"schema": 99}')
+    with pytest.raises(RecordError, match="schema 99"):
+        records.load("s")
+
+
+def test_published_rows_stand_beside_ours():
+    table = published.beside(records.summary([record("baseline", 0, 1e-5), record("a1-kd", 0, 1e-5, 100)]))
+    assert set(table.index) == {"A1", "B0"}
+    assert table.loc["A1", "speed_up, published"] == 10.3
+    assert table.loc["A1", "speed_up, ours"] == 10.0
+
+
+def test_stream_points_become_a_table_and_sentences():
+    def point(stream, asked, missed, alarms, hours):
+        rates = {"miss_rate": missed, "val_miss_rate": missed, "fa_per_h": alarms / hours, "most_fa_per_h": 9.0}
+        counts = {"keywords": 100, "false_alarms": alarms, "other_hours": hours, "latency_s": 0.05}
+        return {"stream": stream, "state": "carried", "asked_fa_per_h": asked, **rates, **counts}
+
+    def run(name, seed, missed):
+        points = [point("ordinary", 0.5, missed, 1, 4.0), point("noise", None, None, 0, 1.0)]
+        return {"experiment": name, "seed": seed, "metrics": {"streams": {"points": points}}}
+
+    found = [run("big", 0, 0.02), run("big", 1, 0.04), run("small", 0, 0.10), run("worse", 0, 0.30)]
+    points = records.stream_points([*found, {"experiment": "clips", "seed": 0, "metrics": {}}])
+    assert len(points) == 8 and records.stream_points([]).empty
+    table = tables.stream_table(points)
+    assert table.loc["big", "ordinary, carried: found, %"] == "97.0 (96.0 to 98.0)"
+    assert table.loc["big", "ordinary, carried: FA/h, asked 0.5"] == "0.25"
+    assert table.loc["small", "noise: FA/h"] == "0.00 (≤ 9.0)"
+    summary = pd.DataFrame({"speed_up": [1.0, 12.0, 12.0]}, index=["big", "small", "worse"])
+    said = tables.say_streams(points, summary)
+    assert "10 times fewer MACs, small, finds 90.0 % of the keywords at 0.25 false alarms per hour" in said
+    assert "more MACs, big, finds 97.0 %" in said
+    assert "ordinary 4.0 h with 100 keywords" in tables.say_hours(points)

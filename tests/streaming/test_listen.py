@@ -1,0 +1,113 @@
+"""Sound from files, pipes and microphones."""
+
+import io
+import sys
+import types
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+
+from kwslib.streaming import listen
+
+
+class Pipe(io.RawIOBase):
+    """Gives its pieces one by one, as a slow writer would."""
+
+    def __init__(self, pieces):
+        self.pieces = list(pieces)
+
+    def read1(self, size):
+        return self.pieces.pop(0) if self.pieces else b""
+
+
+def sine(rate, seconds=1.0):
+    return np.sin(2 * np.pi * 440 * np.arange(round(rate * seconds)) / rate).astype(np.float32) * 0.5
+
+
+def test_samples_may_come_in_two_pieces():
+    values = np.array([0, 1, -1, 32767, -32768, 1000], "<i2")
+    raw = values.tobytes()
+    for cuts in ([1, 2, 9], [3], [], [5, 6, 7, 8]):
+        pieces = [bytes(p) for p in np.split(np.frombuffer(raw, np.uint8), cuts)]
+        heard = np.concatenate(list(listen.from_raw(Pipe(pieces))))
+        assert (heard == values / np.float32(32768)).all()
+    assert len(np.concatenate(list(listen.from_raw(Pipe([raw + b"\0"]))))) == 6  # half a sample is no sample
+
+
+def test_sound_is_handed_on_when_it_is_there():
+    """Not when some buffer is full: a generator that takes one piece gives one chunk."""
+    pipe = Pipe([b"\0\0" * 10, b"\0\0" * 20])
+    chunks = listen.from_raw(pipe)
+    assert len(next(chunks)) == 10 and len(pipe.pieces) == 1
+
+
+@pytest.mark.parametrize("rate", [8_000, 44_100, 48_000])
+def test_resampling_in_chunks_has_no_seams(rate):
+    whole = sine(rate)
+    pieces = np.split(whole, [1, 7, 500, 501, rate // 2])
+    ours = np.concatenate(list(listen.resampled(pieces, rate)))
+    theirs = soxr.resample(whole, rate, 16_000)
+    assert abs(len(ours) - 16_000) <= 1
+    assert np.abs(ours[: len(theirs)] - theirs[: len(ours)]).max() < 1e-4
+    assert np.abs(ours[2_000:14_000] - sine(16_000)[2_000:14_000]).max() < 1e-3
+
+
+def test_a_recording_of_another_rate(tmp_path):
+    soundfile.write(tmp_path / "a.wav", sine(44_100, 0.55), 44_100)
+    chunks = list(listen.from_file(tmp_path / "a.wav"))
+    assert [len(c) for c in chunks] == [1600] * 5 + [800]
+
+
+def test_no_rate_is_named():
+    with pytest.raises(listen.ListenError, match="0 Hz is no sample rate"):
+        listen.from_raw(io.BytesIO(), 0)
+
+
+class Microphone:
+    """A sounddevice that hears more than fits, before anybody listens."""
+
+    heard = 130  # chunks of a tenth of a second: ten seconds may wait
+
+    def __init__(self, callback, device, samplerate, channels, dtype, blocksize):
+        if device == "none":
+            raise ValueError("No input device matching 'none'")
+        self.callback, self.blocksize = callback, blocksize
+
+    def __enter__(self):
+        for i in range(self.heard):
+            self.callback(np.full((self.blocksize, 1), i, np.float32), self.blocksize, None, None)
+
+    def __exit__(self, *_):
+        pass
+
+
+@pytest.fixture
+def sounddevice(monkeypatch):
+    inputs = [{"name": "Speakers", "max_input_channels": 0}, {"name": "Desk", "max_input_channels": 1}]
+    fake = types.SimpleNamespace(
+        InputStream=Microphone, PortAudioError=RuntimeError, query_devices=lambda: inputs,
+        default=types.SimpleNamespace(device=(1, 0)),
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "sounddevice", fake)
+
+
+def test_a_microphone_that_is_not_listened_to_keeps_ten_seconds(sounddevice):
+    sound = listen.from_microphone()
+    with pytest.warns(UserWarning, match="3.0 s of sound were lost"):
+        first = next(sound)
+    assert len(first) == 1600 and first[0] == 0
+    assert [next(sound)[0] for _ in range(99)] == list(range(1, 100))
+
+
+def test_microphones_are_listed(sounddevice):
+    assert listen.devices() == [{"device": 1, "name": "Desk", "default": True}]
+    with pytest.raises(listen.ListenError, match="does not open .*matching 'none'.*kws devices"):
+        next(listen.from_microphone("none"))
+
+
+def test_without_sounddevice_there_is_another_way(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    with pytest.raises(listen.ListenError, match="pip install .* or pipe samples into kws stream --stdin"):
+        listen.devices()
