@@ -39,7 +39,7 @@ OFFERED = {
     "streaming.decision": "Decide",
     "lab.experiment": "Experiment",
     "lab.study": "open_study",
-    "lab.all_runs": "run",
+    "lab.workers": "run",
 }
 _ROOM = {name: room for room, names in OFFERED.items() for name in names.split()}
 

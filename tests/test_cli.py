@@ -15,7 +15,7 @@ from kwslib import audio, metrics
 from kwslib.cli import main
 from kwslib.config import CRNNConfig
 from kwslib.data import corpora, features
-from kwslib.lab import all_runs
+from kwslib.lab import workers
 from kwslib.lab.experiment import Experiment
 from kwslib.lab.study import open_study
 from kwslib.nets import crnn
@@ -27,7 +27,7 @@ from kwslib.training.loop import Training
 @pytest.fixture
 def trained(folder):
     study = open_study(str(folder), "go", "speaker", "smoke")
-    all_runs.run(
+    workers.run(
         study,
         [Experiment("baseline", student=CRNNConfig(2, hidden_size=6), training=Training(epochs=60, batch_size=16))],
     )

@@ -14,10 +14,10 @@ import torch
 
 from kwslib import paths, processes
 from kwslib.config import CRNNConfig
-from kwslib.lab import all_runs
-from kwslib.lab.all_runs import run
+from kwslib.lab import workers
 from kwslib.lab.experiment import Experiment
 from kwslib.lab.study import ExperimentError, open_study
+from kwslib.lab.workers import run
 from kwslib.nets.losses import Labels
 from kwslib.results import page, records, tracking
 from kwslib.training.loop import Training
@@ -114,7 +114,7 @@ def test_trainings_that_are_too_many_for_a_gpu_are_tried_one_at_a_time(study, tm
 
 def test_without_a_gpu_the_cpu_is_used(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert all_runs.device() == "cpu"
+    assert workers.device() == "cpu"
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".json", ".kws"])
@@ -148,7 +148,7 @@ def test_jumps_of_the_clock_train_nothing_again(study, folder, monkeypatch):
     everything = [*folder.rglob("*.*"), *paths.data().rglob("*"), *paths.reports(study.name).rglob("*.*")]
     for i, file in enumerate([*everything, *paths.checkpoints(study.name).iterdir()]):
         os.utime(file, (0, 0) if i % 2 else (4e9, 4e9))  # 1970 and 2096
-    monkeypatch.setattr(all_runs, "_in_parallel", lambda tasks: () if not tasks else pytest.fail("trained again"))
+    monkeypatch.setattr(workers, "_in_parallel", lambda tasks: () if not tasks else pytest.fail("trained again"))
     run(open_study(str(folder), "go", "speaker", "smoke", seeds=2), [BASELINE])
 
 

@@ -10,6 +10,7 @@ import nbformat
 import papermill
 import prove
 import pytest
+import recipes
 from house import CODE, PICTURE, PLACE, ROOMS, docstring, drawn, imports, modules, room_of
 
 from kwslib import OFFERED, paths
@@ -48,6 +49,10 @@ def test_rooms_stay_small():
 
 def test_the_picture_of_the_house_is_what_the_code_is():
     assert PICTURE.read_text() == drawn(), "python tests/house.py draws it anew"
+
+
+def test_all_recipes_are_listed():
+    assert recipes.PAGE.read_text() == recipes.found(), "python tests/recipes.py writes it anew"
 
 
 def test_the_page_about_the_house_names_what_is_there():

@@ -19,13 +19,13 @@ from kwslib.streaming import export, listen, tracks
 from kwslib.streaming.decision import Decision, outcome, read_decision
 from kwslib.streaming.events import score_tracks
 from kwslib.streaming.model import StreamingModel, probability, score_chunks
-from kwslib.training import checkpoints
+from kwslib.training import checkpoints, compact
 
 
 def _open_checkpoint(options: argparse.Namespace) -> tuple:
     """Model, its front end, and what else is known: of a published state dict, nothing."""
-    compact = options.checkpoint.suffix == checkpoints.COMPACT_SUFFIX
-    if options.command == "stream" or compact or checkpoints.is_described(options.checkpoint):
+    is_compact = options.checkpoint.suffix == compact.SUFFIX
+    if options.command == "stream" or is_compact or checkpoints.is_described(options.checkpoint):
         model, sidecar = checkpoints.load(options.checkpoint)
         return model, checkpoints.features_of(sidecar), sidecar
     model = checkpoints.load_published(options.checkpoint, options.mel_stride, options.frame_stride)
@@ -165,9 +165,9 @@ def kws_export(options: argparse.Namespace) -> None:
     """Write a detector for another runtime."""
     model, _, known = _open_checkpoint(options)
     suffix = options.out.suffix
-    if suffix == checkpoints.COMPACT_SUFFIX:
+    if suffix == compact.SUFFIX:
         described = {"features": describe(FeatureConfig()), "model": describe(model.config), **known}
-        content = checkpoints.compact(model, described)
+        content = checkpoints.compact_bytes(model, described)
     else:
         content = export.detector(model, suffix, {**known, "model": describe(model.config)})
     paths.write_atomically(options.out, content)

@@ -15,7 +15,7 @@ from kwslib import metrics, paths
 from kwslib.lab.study import Study
 from kwslib.nets import crnn
 from kwslib.results import records
-from kwslib.training import checkpoints
+from kwslib.training import checkpoints, compact
 
 REFERENCE = paths.ROOT / "reports" / "reference"
 # What two runs of a study must agree in. Costs and counts: the same number. Trainings: on another processor rounding
@@ -166,9 +166,9 @@ def _rescored(study: Study, run: dict, folder: Path) -> list[dict]:
     torch.set_num_threads(1)
     test, recorded = study.split.test, run["metrics"]["au_fa_fr"]
     checkpoint = folder / f"{paths.label(run['experiment'], run['seed'])}.pt"
-    compact = checkpoint.with_suffix(checkpoints.COMPACT_SUFFIX)
+    small = checkpoint.with_suffix(compact.SUFFIX)
     rows = []
-    for file in (checkpoint, compact) if compact.exists() else (checkpoint,):  # large ones are not published
+    for file in (checkpoint, small) if small.exists() else (checkpoint,):  # large ones are not published
         scores = crnn.score(checkpoints.load(file)[0], study.logmels[test])
         area = metrics.au_fa_fr(scores, study.labels[test] == 1)
         row = {"experiment": run["experiment"], "seed": run["seed"], "file": file.name, "bytes": file.stat().st_size}

@@ -58,18 +58,13 @@ FILE_BYTES = {
 }  # fmt: skip
 
 
-def table() -> pd.DataFrame:
-    """The published rows, indexed by their label in the reports."""
-    return pd.DataFrame(_ROWS, columns=_COLUMNS).set_index("row")
-
-
 def beside(summary: pd.DataFrame) -> pd.DataFrame:
     """Each published row that one of our experiments repeats, with our figures next to it.
 
     Args:
         summary: of ``kwslib.results.records.summary``.
     """
-    rows = table()
+    rows = pd.DataFrame(_ROWS, columns=_COLUMNS).set_index("row")
     rows = rows[rows["ours"].isin(summary.index)]
     found = summary.loc[rows["ours"]]
     out = {"setting": rows["setting"], "hidden units of their baseline (ours: 64)": rows["base"]}

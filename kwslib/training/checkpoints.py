@@ -1,7 +1,7 @@
 """The files a model is kept in, of every precision: a torch file with its JSON, and one compact file.
 
 Both name or order the weights as the float model does, and hold plain tensors: nothing is ever
-unpickled as code. Every file of weights is written and read here.
+unpickled as code. Every file of weights is written and read here; the layout of a compact one is in ``compact``.
 """
 
 import dataclasses
@@ -9,10 +9,8 @@ import hashlib
 import io
 import json
 import pickle
-import struct
 import warnings
 import zipfile
-import zlib
 from pathlib import Path
 
 import torch
@@ -24,16 +22,12 @@ from kwslib.config import FeatureConfig, describe
 from kwslib.data.features import n_frames
 from kwslib.nets.crnn import CRNN, config_of_shapes
 from kwslib.nets.rivals import Config, build, config_of
+from kwslib.training import compact
+from kwslib.training.compact import CheckpointError
 from kwslib.training.quantize import INT8, PRECISIONS, packed, precision_of, unpacked
 
 SIDECAR_SCHEMA = 1
-COMPACT = b"KWS1"  # what a compact file begins with
-COMPACT_SUFFIX = ".kws"
 MOST_LAYERS = 100  # of a model that is read; no detector has so many
-
-
-class CheckpointError(ValueError):
-    """The file is not a checkpoint of this project; the message says what it is instead."""
 
 
 def save(path: Path, model: nn.Module, sidecar: dict) -> dict:
@@ -44,17 +38,12 @@ def save(path: Path, model: nn.Module, sidecar: dict) -> dict:
     Returns:
         The sidecar as written: with ``schema, precision, checkpoint_bytes, compact_bytes, sha256`` added.
     """
-    content, small = tensors_file(tensors(model)), compact(model, sidecar)
-    sidecar = {
-        **sidecar,
-        "schema": SIDECAR_SCHEMA,
-        "precision": precision_of(model),
-        "checkpoint_bytes": len(content),
-        "compact_bytes": len(small),
-        "sha256": hashlib.sha256(content).hexdigest(),
-    }
+    content, small = tensors_file(tensors(model)), compact_bytes(model, sidecar)
+    sidecar = {**sidecar, "schema": SIDECAR_SCHEMA, "precision": precision_of(model)}
+    sidecar |= {"checkpoint_bytes": len(content), "compact_bytes": len(small)}
+    sidecar |= {"sha256": hashlib.sha256(content).hexdigest()}
     paths.write_json(path.with_suffix(".json"), sidecar)
-    paths.write_atomically(path.with_suffix(COMPACT_SUFFIX), small)
+    paths.write_atomically(path.with_suffix(compact.SUFFIX), small)
     paths.write_atomically(path, content)
     return sidecar
 
@@ -66,7 +55,7 @@ def load(path: Path) -> tuple[nn.Module, dict]:
         CheckpointError: missing, damaged, foreign, changed after it was written, or of another schema.
     """
     path = Path(path)
-    if path.suffix == COMPACT_SUFFIX:
+    if path.suffix == compact.SUFFIX:
         return _load_compact(path)
     state = read_tensors(path)
     sidecar = read_sidecar(path)
@@ -113,17 +102,12 @@ def sizes(model: nn.Module) -> dict[str, int]:
     """
     weights = tensors(model)
     saved = weights if getattr(model, "weight_bits", 0) else model.state_dict()
-    return {"state_dict_bytes": len(tensors_file(saved)), "weights_bytes": sum(map(_n_bytes, weights.values()))}
+    return {"state_dict_bytes": len(tensors_file(saved)), "weights_bytes": sum(map(compact.n_bytes, weights.values()))}
 
 
 def features_of(sidecar: dict) -> FeatureConfig:
     """The front end that a sidecar describes."""
     return FeatureConfig(**{name: value for name, value in sidecar["features"].items() if name != "class"})
-
-
-def _n_bytes(tensor: Tensor) -> int:
-    """Of the numbers alone; a quantized tensor has its scale besides."""
-    return tensor.numel() * tensor.element_size() + (4 if tensor.is_quantized else 0)
 
 
 def read_sidecar(path: Path) -> dict:
@@ -259,94 +243,28 @@ def _unfit(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{path} does not fit its description: {reason}")
 
 
-def compact(model: nn.Module, sidecar: dict) -> bytes:
-    """A whole detector as one small file: what it is, its weights as they are packed, a checksum.
-
-    Layout, little-endian: ``KWS1``, length of the description (2 bytes), the description as JSON
-    without what are defaults, the tensors of ``tensors`` one after another (a quantized one as its
-    integers and its scale in float32), CRC-32 of everything before. Names, shapes and types are not
-    written: they follow from the description. safetensors spends 1.3 kB on them for the smallest student.
+def compact_bytes(model: nn.Module, sidecar: dict) -> bytes:
+    """The content of a model's compact file.
 
     Args:
         sidecar: of its checkpoint; kept are keyword, threshold, decision, features and sizes.
     """
-    config, features = config_of(sidecar["model"]), features_of(sidecar)
-    described = {
-        "precision": precision_of(model),
-        "keyword": sidecar.get("keyword"),
-        "threshold": sidecar.get("threshold"),
-        "decision": {
-            name: _short(value) for name, value in (sidecar.get("decision") or {}).items() if value is not None
-        },
-        "model": {"class": type(config).__name__, **_changed(config)},
-        "features": _changed(features),
-    }
-    header = json.dumps(
-        {k: v for k, v in described.items() if v is not None and v != {}}, separators=(",", ":")
-    ).encode()
-    body = b"".join(_raw(tensor) for tensor in tensors(model).values())
-    content = COMPACT + struct.pack("<H", len(header)) + header + body
-    return content + struct.pack("<I", zlib.crc32(content))
-
-
-def _short(number: float) -> float:
-    """Six digits are enough to decide by.
-
-    >>> _short(-1.23456789), _short(2)
-    (-1.23457, 2)
-    """
-    return number if isinstance(number, int) else float(f"{number:.6g}")
-
-
-def _changed(config: object) -> dict:
-    """The fields of a dataclass that are not at their defaults."""
-    fields = dataclasses.fields(config)
-    return {f.name: getattr(config, f.name) for f in fields if getattr(config, f.name) != f.default}
-
-
-def _raw(tensor: Tensor) -> bytes:
-    """The numbers of a tensor; of a quantized one the integers and, behind them, the scale."""
-    if tensor.is_quantized:
-        return tensor.int_repr().numpy().tobytes() + struct.pack("<f", tensor.q_scale())
-    return tensor.contiguous().numpy().tobytes()
-
-
-def _from_raw(raw: bytes, like: Tensor) -> Tensor:
-    """A tensor of this shape and type from the bytes of ``_raw``."""
-    if like.is_quantized:
-        integers = torch.frombuffer(bytearray(raw[:-4]), dtype=torch.int8).view(like.shape)
-        return torch._make_per_tensor_quantized_tensor(integers, struct.unpack("<f", raw[-4:])[0], 0)
-    return torch.frombuffer(bytearray(raw), dtype=like.dtype).view(like.shape)
+    config, decision = config_of(sidecar["model"]), sidecar.get("decision") or {}
+    described = {"precision": precision_of(model), "keyword": sidecar.get("keyword")}
+    described |= {"threshold": sidecar.get("threshold")}
+    described |= {"decision": {name: compact.short(value) for name, value in decision.items() if value is not None}}
+    described |= {"model": {"class": type(config).__name__, **compact.changed(config)}}
+    described |= {"features": compact.changed(features_of(sidecar))}
+    return compact.pack(described, tensors(model).values())
 
 
 def _load_compact(path: Path) -> tuple[nn.Module, dict]:
+    described, body = compact.read(path)
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(
-            f"no checkpoint at {path}: train it first, or check the name ({error.strerror})"
-        ) from None
-    if content[:4] != COMPACT or len(content) < 10:
-        raise CheckpointError(
-            f"{path} is not a compact file of this project: it does not begin with {COMPACT.decode()}"
-        )
-    if struct.pack("<I", zlib.crc32(content[:-4])) != content[-4:]:
-        raise CheckpointError(f"{path} is damaged: its checksum does not fit, copy or export it again")
-    end = 6 + struct.unpack("<H", content[4:6])[0]
-    body = content[end:-4]
-    try:
-        described = json.loads(content[6:end])
         config, features = config_of(described["model"]), FeatureConfig(**described.get("features", {}))
         _check_description(described, config, features, most=2 * len(body))  # at least 4 bits for each weight
         model = _empty(config, described["precision"])
-        empty = tensors(model)
-        if (needed := sum(map(_n_bytes, empty.values()))) != len(body):
-            raise ValueError(f"its weights take {len(body)} bytes, not {needed}")
-        state, at = {}, 0
-        for name, like in empty.items():
-            size = _n_bytes(like)
-            state[name], at = _from_raw(body[at : at + size], like), at + size
-        _fill(model, state)
+        _fill(model, compact.unpack(body, tensors(model)))
     except Exception as error:  # as above
         raise _unfit(path, error) from None
     return model, {**described, "features": describe(features), "model": describe(config)}

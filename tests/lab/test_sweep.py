@@ -3,10 +3,10 @@ import pytest
 
 from kwslib.config import CRNNConfig
 from kwslib.lab import sweep
-from kwslib.lab.all_runs import run
 from kwslib.lab.experiment import Experiment
 from kwslib.lab.study import open_study
 from kwslib.lab.sweep import OVER_BUDGET
+from kwslib.lab.workers import run
 from kwslib.nets import cost
 from kwslib.training.loop import Training
 

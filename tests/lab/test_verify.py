@@ -6,9 +6,9 @@ import pytest
 from kwslib import paths
 from kwslib.config import CRNNConfig
 from kwslib.lab import verify
-from kwslib.lab.all_runs import run
 from kwslib.lab.experiment import Experiment
 from kwslib.lab.study import open_study
+from kwslib.lab.workers import run
 from kwslib.results import records
 from kwslib.training.loop import Training
 

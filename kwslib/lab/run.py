@@ -24,7 +24,7 @@ from kwslib.nets.rivals import Ensemble, build
 from kwslib.results import provenance, records, tracking
 from kwslib.streaming import decision, tracks
 from kwslib.streaming.model import StreamingModel
-from kwslib.training import checkpoints
+from kwslib.training import checkpoints, compact
 from kwslib.training.loop import Objective, Training, fit
 from kwslib.training.material import Clips, Material, Pieces
 
@@ -77,7 +77,7 @@ class Run:
         checkpoint = self.study.checkpoint(self.experiment.name, self.seed)
         try:
             record, sidecar = records.read(file), checkpoints.load(checkpoint)[1]
-            checkpoints.load(checkpoint.with_suffix(checkpoints.COMPACT_SUFFIX))
+            checkpoints.load(checkpoint.with_suffix(compact.SUFFIX))
         except (records.RecordError, checkpoints.CheckpointError):
             return False
         same_file = record.get("checkpoint") == {"file": checkpoint.name, "sha256": sidecar.get("sha256")}

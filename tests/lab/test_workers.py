@@ -9,11 +9,11 @@ import pytest
 from kwslib import config, paths
 from kwslib.config import CRNNConfig
 from kwslib.data.augment import Augmentation
-from kwslib.lab import all_runs
-from kwslib.lab.all_runs import run
+from kwslib.lab import workers
 from kwslib.lab.experiment import Experiment
 from kwslib.lab.study import ExperimentError, open_study
 from kwslib.lab.verify import rescore
+from kwslib.lab.workers import run
 from kwslib.nets import crnn
 from kwslib.nets.losses import Labels, SoftTargets
 from kwslib.nets.rivals import SeparableConfig
@@ -81,7 +81,7 @@ def test_a_study_from_recipes_to_report(study, monkeypatch):
     assert not list(paths.checkpoints(study.name).glob("*.resume"))
 
     before = {f: f.read_bytes() for f in paths.checkpoints(study.name).iterdir()}
-    monkeypatch.setattr(all_runs, "_in_parallel", nothing_to_do)
+    monkeypatch.setattr(workers, "_in_parallel", nothing_to_do)
     run(study, [BASELINE, STUDENT, HALF, INT8])
     assert before == {f: f.read_bytes() for f in paths.checkpoints(study.name).iterdir()}
 
@@ -99,7 +99,7 @@ def test_one_process_or_four_and_any_order_give_the_same_bytes(study, home, monk
         (1, [other, BASELINE, STUDENT]),
         (4, [STUDENT, other, BASELINE]),
     ):
-        monkeypatch.setattr(all_runs, "cpu_count", lambda processes=processes: processes)
+        monkeypatch.setattr(workers, "cpu_count", lambda processes=processes: processes)
         run(study, order)
         found = {name: digest for name, digest in kills.stable(home).items() if name.startswith("checkpoints")}
         expected = expected or found
@@ -130,18 +130,18 @@ def test_fewer_seeds_of_a_new_recipe_are_not_averaged_with_more_of_an_old_one(st
 
 def test_a_run_that_was_killed_before_it_was_timed_is_timed_not_trained_again(study, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(all_runs, "take_time", lambda task: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(workers, "take_time", lambda task: (_ for _ in ()).throw(KeyboardInterrupt))
         run(study, [BASELINE])
     assert json.loads(records.path(study.name, "baseline", 0).read_text())["run"]["latency_ms_per_clip"] is None
     assert "–" in tables.display_table(study.results().summary).loc["baseline", "ms per clip"]
-    monkeypatch.setattr(all_runs, "_in_parallel", nothing_to_do)
+    monkeypatch.setattr(workers, "_in_parallel", nothing_to_do)
     run(study, [BASELINE])
     assert stable(study, "baseline", 1)
 
 
 def test_a_changed_note_or_control_trains_nothing(study, monkeypatch):
     run(study, [BASELINE])
-    monkeypatch.setattr(all_runs, "_in_parallel", nothing_to_do)
+    monkeypatch.setattr(workers, "_in_parallel", nothing_to_do)
     run(study, [Experiment("baseline", student=TINY, training=QUICK, note="new words")])
     assert stable(study, "baseline")["note"] == "new words"
 
