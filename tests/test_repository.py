@@ -125,6 +125,8 @@ def test_notebook_is_stored_clean(path):
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
     nodes = [node for cell in code for node in ast.walk(ast.parse(cell.source))]
     assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in nodes)
+    imported = {a.asname or a.name for n in nodes if isinstance(n, ast.Import | ast.ImportFrom) for a in n.names}
+    assert not imported & {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     assert all(re.fullmatch(r"[a-z][a-z0-9-]*", cell.id) for cell in notebook.cells)
     parameters = ["corpus", "keyword", "split", "profile", "seeds"] + ["other"] * (
         path.stem == "augmentation_and_transfer"
