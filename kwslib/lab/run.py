@@ -4,9 +4,10 @@ Its identity is a hash of the recipe, the corpus, the split, the seed and what i
 """
 
 import dataclasses
+import io
 import time
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,13 @@ from kwslib.lab.study import ExperimentError, Study
 from kwslib.nets import cost
 from kwslib.nets.crnn import score
 from kwslib.nets.rivals import Ensemble, build
+from kwslib.processes import made_once
 from kwslib.results import provenance, records, tracking
 from kwslib.streaming import decision, tracks
 from kwslib.streaming.model import StreamingModel
-from kwslib.training import checkpoints, compact
+from kwslib.training import checkpoints, compact, loop
 from kwslib.training.loop import Objective, Training, fit
-from kwslib.training.material import Clips, Material, Pieces
+from kwslib.training.material import Clips, Material, Pieces, Taught, teach
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Run:
             identity_on_disk(self.study, name, seed) for name in self.experiment.needs for seed in self.teacher_seeds
         ]
         profile = self.study.profile
-        trained = (profile.views, augment.VERSION) if self.experiment.trains else ()
+        trained = (profile.views, augment.VERSION, loop.VERSION) if self.experiment.trains else ()
         tuned = [self.study.sized(step.training).epochs for step in self.experiment.tuning_steps]
         on_pieces = [pieces.VERSION for _ in self.experiment.piece_steps]
         decided = (profile.stream_percent, tracks.VERSION, decision.VERSION) if self.experiment.decision_step else ()
@@ -191,8 +193,26 @@ def _fit(run: Run, model, training: Training, resume: Path, on_epoch, pieces=Non
     else:
         source = Pieces(*study.pieces(pieces, augmentation), seconds=len(train))
     material = Material(source, study.logmels[val], study.labels[val], augmentation, mel_warp)
+    read = {part for term in experiment.losses for part in term.reads}
+    if read and read <= {"logits", "attention"} and not material.varies:
+        special["taught"] = _taught(run, teacher, source, augmentation, pieces)
     objective = Objective(experiment.losses, teacher, **special)
     fit(model, material, objective, study.sized(training), run.seed, resume, on_epoch, device())
+
+
+def _taught(run: Run, teacher: nn.Module, source: Clips | Pieces, *what: object) -> Taught:
+    """What a teacher says of everything in the source, asked once for all experiments that learn from it."""
+    study, sidecars = run.study, map(partial(run.study.checkpoint, run.experiment.teacher), run.teacher_seeds)
+    who = [checkpoints.read_sidecar(file)["sha256"] for file in sidecars]
+    versions = study.profile.views, augment.VERSION, pieces.VERSION, study.split.sha256
+    path = study.corpus.folder / f"taught-{identity(who, versions, what)}.npz"
+    with made_once(path) as missing:
+        if missing:
+            content, taught = io.BytesIO(), teach(teacher, source)
+            np.savez(content, **{name: part for name, part in vars(taught).items() if part is not None})
+            paths.write_atomically(path, content.getvalue())
+    with np.load(path) as kept:
+        return Taught(**kept)
 
 
 def _trained(run: Run) -> tuple[nn.Module, list[dict]]:

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kwslib.config import CELLS, SAMPLE_RATE, CRNNConfig, FeatureConfig
 from kwslib.data.features import n_frames, one_thread
+from kwslib.nets.engine import Depthwise
 from kwslib.nets.rivals import Config, TimeNetConfig, build
 
 REPORT_BATCH = 128  # the reports counted a batch of 128 clips
@@ -37,11 +38,12 @@ def clip_macs(config: Config) -> int:
     with warnings.catch_warnings():  # thop compares versions with the deprecated distutils
         warnings.simplefilter("ignore", DeprecationWarning)
         import thop
-        from thop.vision.basic_hooks import zero_ops
+        from thop.vision.basic_hooks import count_convNd, zero_ops
 
         # At inference a normalisation layer is absorbed by the convolution before it.
-        absorbed = dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d), zero_ops)
-        macs, _ = thop.profile(build(config).eval(), (x,), custom_ops=absorbed, verbose=False)
+        counts = {nn.BatchNorm1d: zero_ops, nn.BatchNorm2d: zero_ops, Depthwise: count_convNd}
+        with torch.no_grad():
+            macs, _ = thop.profile(build(config).eval(), (x,), custom_ops=counts, verbose=False)
     return int(macs)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kwslib.config import CELLS, CRNNConfig
+from kwslib.nets import engine
 
 
 class Outputs(NamedTuple):
@@ -59,6 +60,7 @@ class CRNN(nn.Module):
         forward(logmel): (B, F, T) -> logits (B, K)
         outputs(logmel): the same with everything on the way
         steps(logmel):   (B, F, T) -> convolution outputs (B, S, C * bins), the GRU's input
+        hidden, energies, classify, read: the rest, by ``nets.engine`` where it can; ``forward`` by the layers alone
 
     Raises:
         ValueError: another number of mel bins, or fewer frames than the convolution needs.
@@ -118,26 +120,56 @@ class CRNN(nn.Module):
         hidden, (h, c) = self.gru(steps, tuple(half.contiguous() for half in state.chunk(2)))
         return hidden, torch.cat([h, c])
 
+    def hidden(self, steps: Tensor) -> Tensor:
+        """The recurrent layers from nothing on, (B, S, C * bins) -> (B, S, H)."""
+        return engine.recur(self.gru, steps) if engine.takes(self, steps) else self.gru(steps)[0]
+
+    def energies(self, hidden: Tensor) -> Tensor:
+        """Of the attention, before their softmax, (B, S, H) -> (B, S)."""
+        layers = self.attention.energy
+        if not engine.takes(self, hidden):
+            return layers(hidden)[..., 0]
+        if isinstance(layers, nn.Linear):
+            return engine.linear(layers, hidden)[..., 0]
+        return engine.linear(layers[2], torch.tanh(engine.linear(layers[0], hidden)))[..., 0]
+
+    def classify(self, context: Tensor) -> Tensor:
+        """(..., H) -> (..., K)"""
+        layer = self.classifier
+        return engine.linear(layer, context) if engine.takes(self, context) else layer(context)
+
+    def read(self, steps: Tensor) -> Outputs:
+        """What comes after the convolution, (B, S, C * bins)."""
+        hidden = self.hidden(steps)
+        attention = self.energies(hidden).softmax(-1)
+        context = (attention.unsqueeze(-1) * hidden).sum(1)
+        return Outputs(self.classify(context), attention, steps, hidden, context)
+
+    def convolved(self, logmel: Tensor) -> Tensor:
+        """As ``steps``; in training by the engine."""
+        if torch.is_grad_enabled() and engine.takes(self, logmel) and not self.config.separable:
+            return engine.convolve(self.conv[0], logmel)
+        return self.steps(logmel)
+
     def outputs(self, logmel: Tensor) -> Outputs:
-        steps = self.steps(logmel)
-        hidden, _ = self.gru(steps)
-        context, attention = self.attention(hidden)
-        return Outputs(self.classifier(context), attention, steps, hidden, context)
+        return self.read(self.convolved(logmel))
 
     def forward(self, logmel: Tensor) -> Tensor:
-        return self.outputs(logmel).logits
+        hidden, _ = self.gru(self.steps(logmel))
+        return self.classifier(self.attention(hidden)[0])
 
 
 def step_logits(model: nn.Module, logmel: Tensor, window: int) -> Tensor:
     """Logits after every step, as a stream gives them: (B, F, T) -> (B, S, K).
 
-    The recurrent state is carried through; attention sees the last ``window`` steps, in the beginning fewer.
+    The recurrent state is carried through; attention ends at each step and sees the last ``window`` ones, in the
+    beginning fewer.
     """
-    hidden, _ = model.recur(model.steps(logmel), model.initial_state(len(logmel)))
-    energies = model.attention.energy(hidden)[..., 0]
+    hidden = model.hidden(model.convolved(logmel))
     earlier = nn.functional.pad(hidden, (0, 0, window - 1, 0)).unfold(1, window, 1)  # (B, S, H, window)
-    weights = nn.functional.pad(energies, (window - 1, 0), value=-torch.inf).unfold(1, window, 1).softmax(-1)
-    return model.classifier((earlier * weights.unsqueeze(2)).sum(-1))
+    energies = nn.functional.pad(model.energies(hidden), (window - 1, 0), value=-torch.inf)
+    weights = energies.unfold(1, window, 1).softmax(-1)
+    return model.classify((earlier * weights.unsqueeze(2)).sum(-1))
 
 
 @torch.no_grad()
@@ -198,5 +230,5 @@ def score(model: nn.Module, logmels: np.ndarray, device: str = "cpu", batch: int
     parts = []
     for i in range(0, len(logmels), batch):
         part = torch.from_numpy(np.array(logmels[i : i + batch])).to(device, dtype)
-        parts.append(keyword_score(model(part)).cpu().numpy())
+        parts.append(keyword_score(model.outputs(part).logits).cpu().numpy())
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)

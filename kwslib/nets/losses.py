@@ -2,8 +2,8 @@
 
 Every term is a frozen dataclass (so that it can be stored and compared) that is called with what
 the student and the teacher put out. Gradient flows into the student only. Each term is a mean
-over the batch, in nats unless said otherwise, already multiplied by its weight. A term that learns
-something itself says what in ``helper``; it is trained along and thrown away.
+over the batch, in nats unless said otherwise, already multiplied by its weight. ``reads`` names what it needs of
+the teacher. A term that learns something itself says what in ``helper``; it is trained along and thrown away.
 """
 
 from dataclasses import dataclass
@@ -31,6 +31,7 @@ class Labels:
     weight: float = 1.0
     smoothing: float = 0.0
     needs_teacher = False
+    reads = ()
 
     def __call__(self, student: Outputs, teacher: Outputs | None, labels: Tensor, helper=None) -> Tensor:
         return self.weight * functional.cross_entropy(student.logits, labels, label_smoothing=self.smoothing)
@@ -56,6 +57,7 @@ class SoftTargets:
     temperature: float = 1.0
     kind: str = "kl"
     needs_teacher = True
+    reads = ("logits",)
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -89,6 +91,7 @@ class AttentionKL:
 
     weight: float = 1.0
     needs_teacher = True
+    reads = ("attention",)
 
     def __call__(self, student: Outputs, teacher: Outputs, labels: Tensor, helper=None) -> Tensor:
         of_student, of_teacher = _part(student, "attention"), _part(teacher, "attention")
@@ -139,6 +142,7 @@ class LayerwiseMSE:
     student_layer: str = "hidden"
     teacher_layer: str = "hidden"
     needs_teacher = True
+    reads = ("layers",)
 
     def __post_init__(self):
         for layer in (self.student_layer, self.teacher_layer):

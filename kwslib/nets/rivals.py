@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kwslib.config import CRNNConfig
 from kwslib.nets.crnn import CRNN, Outputs
+from kwslib.nets.engine import Depthwise
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class BCResNetConfig:
 def _separable_blocks(config: "SeparableConfig | TimeNetConfig", padded: bool) -> list[list[nn.Module]]:
     blocks, size = [], config.n_mels
     for channels, kernel, stride in zip(config.channels, config.kernels, config.strides, strict=True):
-        over_time = nn.Conv1d(size, size, kernel, stride, kernel // 2 if padded else 0, groups=size, bias=False)
+        over_time = Depthwise(size, kernel, stride, kernel // 2 if padded else 0)
         blocks.append([over_time, nn.Conv1d(size, channels, 1, bias=False), nn.BatchNorm1d(channels), nn.ReLU()])
         size = channels
     return blocks
@@ -121,13 +122,6 @@ class SeparableNet(_Net):
         return self.classifier(self.blocks(logmel).mean(-1))
 
 
-class _Mean(nn.Module):
-    """In the place of attention: no step counts more than another."""
-
-    def energy(self, hidden: Tensor) -> Tensor:
-        return torch.zeros_like(hidden[..., :1])
-
-
 class TimeNet(_Net):
     """The blocks of ``SeparableNet`` without padding, each with a cache of its own on a stream.
 
@@ -147,7 +141,6 @@ class TimeNet(_Net):
         self.config = config
         self.norm = nn.BatchNorm1d(config.n_mels, affine=False)
         self.blocks = nn.ModuleList(nn.Sequential(*block) for block in _separable_blocks(config, padded=False))
-        self.attention = _Mean()
         self.classifier = nn.Linear(config.hidden_size, config.num_classes)
 
     def steps(self, logmel: Tensor) -> Tensor:
@@ -181,6 +174,22 @@ class TimeNet(_Net):
     def recur(self, steps: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Nothing recurs."""
         return steps, state
+
+    def convolved(self, logmel: Tensor) -> Tensor:
+        return self.steps(logmel)
+
+    def hidden(self, steps: Tensor) -> Tensor:
+        return steps
+
+    def energies(self, hidden: Tensor) -> Tensor:
+        """No step counts more than another."""
+        return torch.zeros_like(hidden[..., 0])
+
+    def classify(self, context: Tensor) -> Tensor:
+        return self.classifier(context)
+
+    def read(self, steps: Tensor) -> Outputs:
+        return Outputs(self.classifier(steps.mean(1)))
 
     def forward(self, logmel: Tensor) -> Tensor:
         return self.classifier(self.steps(logmel).mean(1))

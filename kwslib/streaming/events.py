@@ -5,6 +5,7 @@ is a false alarm, counted per hour of sound in which there is nothing to be foun
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from kwslib.nets.crnn import keyword_score, step_logits
 from kwslib.streaming.tracks import Tracks
 from kwslib.training.quantize import INT8
 
+TOGETHER = 16  # tracks that are scored at once
 TOLERANCE_S = 0.5  # an event this long after a keyword's end still belongs to it (MLPerf Tiny's value)
 
 
@@ -104,19 +106,25 @@ def score_tracks(model: nn.Module, tracks: Tracks, reset_steps: int = 0) -> list
     """
     if any(isinstance(layer, INT8) for layer in model.modules()):
         raise ValueError("torch's dynamic int8 must be heard step by step: take carried_scores")
-    config, scored = model.config, []
-    window, dtype = n_frames(FeatureConfig()), next(model.parameters()).dtype
-    for logmels, keywords_s, seconds in zip(*tracks, strict=True):
-        x = torch.from_numpy(np.array(logmels)).to(dtype)
-        if reset_steps:
-            hop = reset_steps * config.stride[1]
-            clips = x.unfold(1, window, hop).transpose(0, 1)  # (windows, F, window)
-            scores = torch.cat([keyword_score(model(part)) for part in clips.split(512)])
-            ends = np.arange(len(scores)) * hop + window - 1
-        else:
-            scores = keyword_score(step_logits(model, x[None], config.n_steps(window))[0])
-            ends = np.arange(len(scores)) * config.stride[1] + config.kernel_size[1] - 1
-        scored.append(ScoredTrack(keywords_s, seconds, ends * FeatureConfig().hop_length / SAMPLE_RATE, scores.numpy()))
+    config, window = model.config, n_frames(FeatureConfig())
+    dtype, hop_s = next(model.parameters()).dtype, FeatureConfig().hop_length / SAMPLE_RATE
+    scored: list[ScoredTrack] = []
+    for _, alike in groupby(zip(*tracks, strict=True), key=lambda track: track[0].shape):
+        alike = list(alike)
+        for few in (alike[i : i + TOGETHER] for i in range(0, len(alike), TOGETHER)):
+            x = torch.from_numpy(np.stack([logmels for logmels, _, _ in few])).to(dtype)
+            if reset_steps:
+                hop = reset_steps * config.stride[1]
+                steps = model.convolved(x).unfold(1, config.n_steps(window), reset_steps)  # (B, windows, C, S)
+                clips = steps[:, : (x.shape[2] - window) // hop + 1].transpose(2, 3)
+                logits = torch.cat([model.read(part).logits for part in clips.flatten(0, 1).split(1024)])
+                ends = np.arange(clips.shape[1]) * hop + window - 1
+            else:
+                logits = step_logits(model, x, config.n_steps(window)).flatten(0, 1)
+                ends = np.arange(len(logits) // len(few)) * config.stride[1] + config.kernel_size[1] - 1
+            scores = keyword_score(logits).view(len(few), -1).numpy()
+            rows = zip(few, scores, strict=True)
+            scored += [ScoredTrack(said, seconds, ends * hop_s, score) for (_, said, seconds), score in rows]
     return scored
 
 

@@ -97,7 +97,7 @@ class StreamingModel(nn.Module):
         """One step from a convolution column (B, 1, C * bins) on: score (B,) and the new parts of the state."""
         output, hidden = self.model.recur(column, hidden)
         outputs = torch.cat([outputs, output], dim=1)[:, -self.window :]
-        energies = torch.cat([energies, self.model.attention.energy(output)[..., 0]], dim=1)[:, -self.window :]
+        energies = torch.cat([energies, self.model.energies(output)], dim=1)[:, -self.window :]
         context = (energies.softmax(-1).unsqueeze(-1) * outputs).sum(1)
         return keyword_score(self.model.classifier(context)), hidden, outputs, energies
 

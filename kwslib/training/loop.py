@@ -21,12 +21,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kwslib import paths
 from kwslib.metrics import au_fa_fr
-from kwslib.nets.crnn import CRNN, Outputs, absorb_normalization, keyword_score, score, step_logits
-from kwslib.nets.rivals import Ensemble
+from kwslib.nets.crnn import CRNN, Outputs, absorb_normalization, score
 from kwslib.training.checkpoints import CheckpointError, read_tensors, tensors_file
-from kwslib.training.material import Material
+from kwslib.training.material import Material, Taught, said_of
 from kwslib.training.quantize import round_weights
 
+VERSION = 2  # raise it when the same recipe would give other weights
 SCHEDULES = ("constant", "cosine", "onecycle")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
@@ -81,6 +81,7 @@ class Objective:
     Attributes:
         losses: terms of ``kwslib.nets.losses``, added up.
         teacher: sees the same sound as the model, in eval mode, without gradient.
+        taught: what it says of everything there is to hear, if that is known, see ``teach``.
         penalty: of the model's weights, added to the losses.
         weight_bits: quantization-aware: forward and backward see weights of so many bits, and the rounded
             model is validated (scales and biases still in float32); the optimizer moves the unrounded ones
@@ -95,6 +96,7 @@ class Objective:
 
     losses: tuple
     teacher: nn.Module | None = None
+    taught: Taught | None = None
     penalty: Callable[[nn.Module], Tensor] | None = None
     weight_bits: int = 0
     tunes: bool = False
@@ -191,8 +193,10 @@ class _Loop:
         self.random = Generator().manual_seed(seed)
         torch.manual_seed(seed)  # dropout draws from the global generator
         self.helpers = self._helpers()
-        learnt = [*model.parameters(), *self.helpers.parameters()]
-        self.optimizer = torch.optim.Adam(learnt, lr=training.learning_rate, weight_decay=training.weight_decay)
+        self.weights = list(model.parameters())
+        learnt = [*self.weights, *self.helpers.parameters()]
+        how = {"lr": training.learning_rate, "weight_decay": training.weight_decay, "fused": device == "cpu"}
+        self.optimizer = torch.optim.Adam(learnt, **how)
         self.average = None
         if training.ema:  # statistics of normalisation layers are copied, not averaged
             steps = training.epochs * -(-material.source.seconds // training.batch_size)
@@ -223,24 +227,31 @@ class _Loop:
         batches = list(self.material.source.batches(self.training.batch_size, self.random))
         n = sum(len(labels) for _, labels in batches)
         sums: dict[str, float] = {}
-        for i, (logmels, labels) in enumerate(batches):
+        for i, (index, labels) in enumerate(batches):
             rate = learning_rate_factor(self.training, (epoch + i / len(batches)) / self.training.epochs)
             self.optimizer.param_groups[0]["lr"] = self.training.learning_rate * rate
-            x = self.material.varied(logmels, self.random).to(self.device)
-            for name, value in self._step(x, torch.from_numpy(labels).long().to(self.device)).items():
+            x = self.material.heard(index, self.random).to(self.device)
+            labels = torch.from_numpy(labels).long().to(self.device)
+            for name, value in self._step(x, labels, self._taught(index, x, labels)).items():
                 sums[name] = sums.get(name, 0.0) + value * len(labels) / n
         return sums
 
-    def _step(self, x: Tensor, labels: Tensor) -> dict[str, float]:
+    @torch.no_grad()
+    def _taught(self, index: tuple[np.ndarray, ...], x: Tensor, labels: Tensor) -> Outputs | None:
+        """What the teacher says of a batch."""
+        if self.objective.taught is not None:
+            return self.objective.taught.at(index)
+        return said_of(self.teacher, x, labels) if self.teacher is not None else None
+
+    def _step(self, x: Tensor, labels: Tensor, taught: Outputs | None) -> dict[str, float]:
         """Learn from one batch, (B, F, T) and (B,), or (B, F, 100 Q + 1) and (B, Q); the value of each loss term."""
         bits, penalty = self.objective.weight_bits, self.objective.penalty
         with torch.no_grad():
-            taught = _outputs(self.teacher, x, labels) if self.teacher is not None else None
-            unrounded = [weight.clone() for weight in self.model.parameters()] if bits else []
+            unrounded = [weight.clone() for weight in self.weights] if bits else []
         if bits:
             round_weights(self.model, bits)
         with torch.autocast(self.device, getattr(torch, self.training.precision), self.training.precision != "float32"):
-            said = _outputs(self.model, (x - self.mean) / self.std, labels)
+            said = said_of(self.model, (x - self.mean) / self.std, labels)
         said = said._replace(**{name: part.float() for name, part in said._asdict().items() if part is not None})
         terms = {}
         for i, term in enumerate(self.objective.losses):
@@ -252,10 +263,10 @@ class _Loop:
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         with torch.no_grad():
-            for weight, before in zip(self.model.parameters(), unrounded, strict=False):
+            for weight, before in zip(self.weights, unrounded, strict=False):
                 weight.copy_(before)
         self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.training.max_grad_norm)
+        nn.utils.clip_grad_norm_(self.weights, self.training.max_grad_norm, foreach=True)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
@@ -303,35 +314,6 @@ class _Loop:
         self.random.set_state(state["random"])
         torch.set_rng_state(state["torch_random"])
         return state["history"]
-
-
-def _outputs(model: nn.Module, x: Tensor, labels: Tensor) -> Outputs:
-    """What a model says of each clip; of pieces of stream, its logits for each second, (B * Q, 2)."""
-    if labels.dim() == 1:
-        return model.outputs(x)
-    members = model.members if isinstance(model, Ensemble) else [model]
-    return Outputs(torch.stack([_highest(member, x, labels) for member in members]).mean(0))
-
-
-def _highest(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-    """Logits of each second of pieces of stream, at the step that scores highest.
-
-    (B, F, 100 Q + 1), (B, Q) -> (B * Q, 2)
-    """
-    config, seconds = model.config, labels.shape[1]
-    length = x.shape[2] // seconds  # frames of a second
-    logits = step_logits(model, x, config.n_steps(length + 1))  # (B, S, 2)
-    ends = torch.arange(logits.shape[1], device=x.device) * config.stride[1] + config.kernel_size[1] - 1
-    second = (ends - 1) // length  # (S,): the one a step belongs to: where its last frame lies
-    into = ends - 1 - second * length  # (S,): frames since that second began
-    after_keyword = nn.functional.pad(labels[:, :-1], (1, 0)).bool()  # (B, Q)
-    scores = keyword_score(logits.flatten(0, 1)).unflatten(0, logits.shape[:2])  # (B, S)
-    best = []
-    for number in range(seconds):
-        asked = (second == number) & ~(after_keyword[:, number, None] & (into < length // 2))  # (B, S)
-        best.append(scores.masked_fill(~asked, -torch.inf).argmax(1))
-    index = torch.stack(best, dim=1)[..., None].expand(-1, -1, logits.shape[2])  # (B, Q, 2)
-    return logits.gather(1, index).flatten(0, 1)
 
 
 def _name(position: int, term: object) -> str:

@@ -10,7 +10,7 @@ from kwslib.config import CELLS, CRNNConfig
 from kwslib.nets.crnn import CRNN, keyword_score, step_logits
 from kwslib.nets.losses import Labels, SoftTargets
 from kwslib.nets.rivals import Ensemble
-from kwslib.training import loop
+from kwslib.training import loop, material
 from kwslib.training.loop import Objective, Training
 from kwslib.training.material import Clips, Material, Pieces
 from kwslib.training.tune import StreamTune
@@ -40,7 +40,7 @@ def test_a_second_counts_by_its_highest_step_but_not_just_after_a_keyword():
     model, seconds = net(), 3
     x = torch.randn(2, 40, 100 * seconds + 1, generator=torch.Generator().manual_seed(0)) * 4 - 8
     labels = torch.tensor([[0, 1, 0], [1, 0, 0]])
-    found = loop._highest(model, x, labels).unflatten(0, (2, seconds))
+    found = material._highest(model, x, labels).unflatten(0, (2, seconds))
     for row in range(2):
         logits = step_logits(model, x[row : row + 1], model.config.n_steps(101))[0]
         for second in range(seconds):
@@ -55,7 +55,7 @@ def test_a_second_counts_by_its_highest_step_but_not_just_after_a_keyword():
 
 
 @pytest.fixture(scope="module")
-def material():
+def heard():
     """Pieces and clips. A tone in the middle of a second is the keyword; tones elsewhere, and noise, are not."""
     rng = np.random.default_rng(0)
 
@@ -80,49 +80,49 @@ def alarms_and_misses(model, pieces) -> tuple[float, float]:
     """Of the seconds of pieces: share of others and of keywords whose highest score is on the wrong side."""
     x, labels = torch.from_numpy(pieces.logmels).float(), torch.from_numpy(pieces.labels).long()
     with torch.no_grad():
-        score = keyword_score(loop._highest(model, x, labels))
+        score = keyword_score(material._highest(model, x, labels))
     labels = labels.flatten()
     return (score[labels == 0] > 0).float().mean().item(), (score[labels == 1] <= 0).float().mean().item()
 
 
-def test_it_helps_on_a_stream(material):
-    pieces, clips = material
+def test_it_helps_on_a_stream(heard):
+    pieces, clips = heard
     torch.manual_seed(0)
     model = CRNN(TINY)
     loop.fit(model, clips, Objective((Labels(),)), Training(epochs=6, batch_size=16), seed=0)
     before = alarms_and_misses(model, pieces.source)
 
     def tune(model, training, pieces, mel_warp, **special):
-        heard = replace(material[0], mel_warp=mel_warp)
-        loop.fit(model, heard, Objective((Labels(),), tunes=True, **special), training, seed=0)
+        as_asked = replace(heard[0], mel_warp=mel_warp)
+        loop.fit(model, as_asked, Objective((Labels(),), tunes=True, **special), training, seed=0)
 
     tuned = StreamTune(Training(epochs=20, batch_size=40))(model, tune)
     after = alarms_and_misses(tuned, pieces.source)
     assert sum(after) < sum(before) and max(after) <= 0.1
 
 
-def test_an_ensemble_teaches_by_the_mean_of_what_its_members_say_at_their_best_steps(material):
+def test_an_ensemble_teaches_by_the_mean_of_what_its_members_say_at_their_best_steps(heard):
     members = [net(), net(cell="rnn")]
-    source = material[0].source
+    source = heard[0].source
     x, labels = torch.from_numpy(source.logmels[:3]).float(), torch.from_numpy(source.labels[:3]).long()
     with torch.no_grad():
-        found = loop._outputs(Ensemble(members), x, labels)
-        each = [loop._highest(member, x, labels) for member in members]
+        found = material.said_of(Ensemble(members), x, labels)
+        each = [material._highest(member, x, labels) for member in members]
     torch.testing.assert_close(found.logits, (each[0] + each[1]) / 2)
     assert found.attention is None
 
 
 @pytest.mark.parametrize("bits", [0, 4])
-def test_a_teacher_and_rounded_weights_go_with_it(material, bits):
+def test_a_teacher_and_rounded_weights_go_with_it(heard, bits):
     teacher, model = net(), CRNN(TINY)
     losses = (Labels(0.5), SoftTargets(0.5, 2.0))
     objective = Objective(losses, teacher, weight_bits=bits, keep="last")
-    rows = loop.fit(model, material[0], objective, Training(epochs=2, batch_size=40), seed=0)
+    rows = loop.fit(model, heard[0], objective, Training(epochs=2, batch_size=40), seed=0)
     assert [row["best"] for row in rows] == [1, 1]  # the last one is kept
     assert all(row["softtargets_1"] > 0 for row in rows)
 
 
-def test_an_interrupted_tuning_ends_the_same(material, tmp_path):
+def test_an_interrupted_tuning_ends_the_same(heard, tmp_path):
     def run(resume, stop=None):
         torch.manual_seed(0)
         model = CRNN(TINY)
@@ -132,7 +132,7 @@ def test_an_interrupted_tuning_ends_the_same(material, tmp_path):
                 raise KeyboardInterrupt
 
         recipe = Training(epochs=3, batch_size=40)
-        loop.fit(model, material[0], Objective((Labels(),), keep="last"), recipe, 0, resume, on_epoch)
+        loop.fit(model, heard[0], Objective((Labels(),), keep="last"), recipe, 0, resume, on_epoch)
         return model.state_dict()
 
     whole = run(tmp_path / "a")
