@@ -2,11 +2,12 @@
 
 On the ground, without torch:
 
-``paths``      where things live
-``config``     sizes and settings
-``metrics``    AU-FA-FR, thresholds, intervals over speakers
-``audio``      a recording of any kind -> float32 mono at 16 kHz
-``processes``  locks, files made once, helpers that end with their run
+``paths``       where things live
+``config``      sizes and settings
+``metrics``     AU-FA-FR, thresholds, intervals over speakers
+``audio``       a recording of any kind -> float32 mono at 16 kHz
+``arithmetic``  the same bytes on any processor
+``processes``   locks, files made once, helpers that end with their run
 
 And above it six rooms; each imports only from those before it, and inside from the top of its own list down:
 
@@ -23,6 +24,9 @@ And above it six rooms; each imports only from those before it, and inside from 
 
 import importlib
 
+from kwslib import arithmetic
+
+arithmetic.pin()
 __version__ = "0.1.0"
 
 OFFERED = {

@@ -17,11 +17,11 @@ from tqdm.auto import tqdm
 
 from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, FeatureConfig, identity
 from kwslib.data.corpora import Corpus
-from kwslib.data.features import SILENCE, LogMel, from_int16, n_frames, new_array, one_thread
+from kwslib.data.features import SILENCE, LogMel, from_int16, n_frames, new_array, one_thread, prepared
 from kwslib.processes import made_once
 
 FRAME = 320  # samples of a 20-ms frame, the grain at which speech is told from silence
-VERSION = 2  # raise it when the same recipe would give other views
+VERSION = 3  # raise it when the same recipe would give other views
 
 
 @dataclass(frozen=True)
@@ -128,14 +128,16 @@ def in_a_room(samples: Tensor, rt60_s: Tensor, g: Generator) -> Tensor:
     tail = torch.randn(len(samples), len(t_s), generator=g) * 10 ** (-3 * t_s / rt60_s[:, None]) * level
     tail[:, 0] = 1.0
     size = n + len(t_s)
-    return torch.fft.irfft(torch.fft.rfft(samples, size) * torch.fft.rfft(tail, size), size)[:, :n]
+    spectrum = np.fft.rfft(samples.numpy(), size) * np.fft.rfft(tail.numpy(), size)
+    return torch.from_numpy(np.fft.irfft(spectrum, size)[:, :n])
 
 
 def tilted(samples: Tensor, tilt_db: Tensor) -> Tensor:
     """The spectrum raised by ``tilt_db`` per octave above 1 kHz and lowered below. (B, N), (B,) -> (B, N)"""
     n = samples.shape[1]
     octaves = torch.log2(torch.fft.rfftfreq(n, 1 / SAMPLE_RATE).clamp_min(60) / 1000)
-    return torch.fft.irfft(torch.fft.rfft(samples) * 10 ** (tilt_db[:, None] * octaves / 20), n)
+    spectrum = np.fft.rfft(samples.numpy()) * (10 ** (tilt_db[:, None] * octaves / 20)).numpy()
+    return torch.from_numpy(np.fft.irfft(spectrum, n))
 
 
 def vary(samples: Tensor, others: Tensor, noise: dict[str, np.ndarray], config: Augmentation, g: Generator) -> Tensor:
@@ -232,7 +234,7 @@ def _view_block(corpus, rows, others, seed, config, features, out, batch=128) ->
             if len(others):
                 before = others[torch.randint(len(others), (len(chosen),), generator=g).numpy()]
                 words_before = from_int16(corpus.waveforms[before])
-            out[i : i + batch] = front_end(vary(clips, words_before, corpus.noise, config, g)).numpy()
+            out[i : i + batch] = prepared(vary(clips, words_before, corpus.noise, config, g), front_end).numpy()
 
 
 def warp_mels(logmel: Tensor, most: float, g: Generator) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from joblib import Parallel, cpu_count, delayed
 from torch import Tensor, nn
 from torchaudio.transforms import MelSpectrogram
 from tqdm.auto import tqdm
@@ -19,6 +20,7 @@ from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, FeatureConfig, identity
 from kwslib.data.corpora import Corpus
 from kwslib.processes import made_once
 
+VERSION = 2  # raise it when the same samples would give other log-mels
 SILENCE = float(np.log(1e-9))  # what an empty or masked bin becomes
 
 
@@ -60,16 +62,43 @@ def n_frames(config: FeatureConfig) -> int:
 
 
 @torch.no_grad()
-def logmels(corpus: Corpus, config: FeatureConfig = FeatureConfig(), batch: int = 256) -> np.ndarray:
+def prepared(samples: Tensor, front_end: LogMel) -> Tensor:
+    """The log-mels of clips as all trainings read them, (B, N) -> (B, F, T).
+
+    The same as ``front_end`` to rounding, by numpy's Fourier transform and product, which round alike everywhere.
+    """
+    config = front_end.config
+    if config.framing == "causal":
+        padded = nn.functional.pad(samples, (config.n_fft, 0))
+    else:
+        padded = nn.functional.pad(samples, (config.n_fft // 2, config.n_fft // 2), mode="reflect")
+    frames = padded.unfold(1, config.n_fft, config.hop_length) * front_end.mel.spectrogram.window  # (B, T, n_fft)
+    spectrum = np.fft.rfft(frames.numpy(), axis=2)
+    power = spectrum.real**2 + spectrum.imag**2
+    mel = power.reshape(-1, power.shape[2]) @ front_end.mel.mel_scale.fb.numpy()
+    return torch.from_numpy(mel).clamp(1e-9, 1e9).log().view(*frames.shape[:2], -1).transpose(1, 2)
+
+
+def logmels(corpus: Corpus, config: FeatureConfig = FeatureConfig(), block: int = 2048) -> np.ndarray:
     """Log-mels of every clip of a corpus, float32 (clips, F, T), memory-mapped, computed once."""
-    path = corpus.folder / f"logmels-{identity(config)}.npy"
+    path = corpus.folder / f"logmels-{identity(VERSION, config)}.npy"
     with made_once(path) as missing:
         if missing:
-            front_end = LogMel(config)
-            with new_array(path, np.float32, (len(corpus.clips), config.n_mels, n_frames(config))) as out:
-                for i in tqdm(range(0, len(out), batch), desc="log-mels", unit="batch"):
-                    out[i : i + batch] = front_end(from_int16(corpus.waveforms[i : i + batch])).numpy()
+            n = len(corpus.clips)
+            with new_array(path, np.float32, (n, config.n_mels, n_frames(config))) as out:
+                blocks = [slice(i, i + block) for i in range(0, n, block)]
+                calls = (delayed(_block)(corpus.waveforms[part], config, out[part]) for part in blocks)
+                work = Parallel(max(2, cpu_count()), return_as="generator_unordered")(calls)  # never in this process
+                for _ in tqdm(work, desc="log-mels", total=len(blocks), unit="block"):
+                    pass
     return np.load(path, mmap_mode="r")
+
+
+def _block(waveforms: np.ndarray, config: FeatureConfig, out: np.ndarray, batch: int = 128) -> None:
+    front_end = LogMel(config)
+    with one_thread():
+        for i in range(0, len(waveforms), batch):
+            out[i : i + batch] = prepared(from_int16(waveforms[i : i + batch]), front_end).numpy()
 
 
 @contextmanager

@@ -16,13 +16,13 @@ from kwslib.config import CLIP_SAMPLES, FeatureConfig, identity
 from kwslib.data import augment
 from kwslib.data.augment import FRAME, Augmentation, loud_frames, speech_power, vary
 from kwslib.data.corpora import Corpus
-from kwslib.data.features import LogMel, from_int16, n_frames, new_array, one_thread
+from kwslib.data.features import LogMel, from_int16, n_frames, new_array, one_thread, prepared
 from kwslib.data.synthesis import coloured_noise
 from kwslib.processes import made_once
 
 COLOURS = {"white": 0.0, "pink": 0.5, "brown": 1.0}  # amplitude falls with this power of the frequency
 FRAMES = n_frames(FeatureConfig()) - 1  # of each second; the first frame of all has heard nothing yet
-VERSION = 1  # raise it when the same recipe would give other pieces
+VERSION = 2  # raise it when the same recipe would give other pieces
 PAUSES = ((1.0, 0.6), (0.5, 0.2), (0.2, 0.2))  # (share of the seconds with a word, share of the pieces)
 BLOCK = 256  # pieces that share a random seed
 
@@ -119,7 +119,7 @@ def _block(corpus, rows, is_keyword, seed: int, recipe: PieceConfig, words: Augm
     with one_thread():
         for i in range(len(out)):
             samples, said[i] = _piece(corpus, rows[is_keyword], rows[~is_keyword], recipe, words, rng, g)
-            out[i] = front_end(samples[None])[0].numpy()
+            out[i] = prepared(samples[None], front_end)[0].numpy()
 
 
 def _piece(corpus, keywords, others, recipe: PieceConfig, words: Augmentation, rng, g) -> tuple[Tensor, np.ndarray]:

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kwslib import paths
+from kwslib import arithmetic, paths
 
 CODE = ("kwslib", "notebooks", "data_splits", "tests", "pyproject.toml", "requirements.lock")  # results depend on these
 # What the report shows, and its name there; a record of an earlier version has not all of them.
 SHOWN = {
     **{"commit": "git commit", "lock_sha256": "requirements.lock", "python": "Python"},
     **{name: name for name in ("torch", "torchaudio", "numpy", "system")},
-    **{"cpu": "processor", "cpu_features": "torch computes with", "cores": "cores"},
+    **{"cpu": "processor", "cpu_features": "torch computes with", "arithmetic": "arithmetic", "cores": "cores"},
     **{"memory_gb": "memory, GB", "device": "trained on"},
 }
 
@@ -46,6 +46,7 @@ def of_run() -> dict[str, object]:
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _processor(),
         "cpu_features": torch.backends.cpu.get_cpu_capability(),
+        "arithmetic": "pinned" if arithmetic.is_pinned() else "native",
         "cores": os.cpu_count(),
         "memory_gb": _memory_gb(),
     }

@@ -19,7 +19,7 @@ from kwslib import paths
 from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, FeatureConfig, identity
 from kwslib.data.augment import FRAME, loud_frames, speech_power
 from kwslib.data.corpora import Corpus
-from kwslib.data.features import LogMel, from_int16, new_array, one_thread
+from kwslib.data.features import LogMel, from_int16, new_array, one_thread, prepared
 from kwslib.data.pieces import COLOURS, noise
 from kwslib.processes import made_once
 
@@ -46,7 +46,7 @@ def glue(corpus: Corpus, rows: Sequence[int], keyword: str) -> Track:
 TRACK_S = 300.0  # a stream is made and heard in tracks of so many seconds, each a fresh start
 CLIP_S = CLIP_SAMPLES / SAMPLE_RATE
 LOUDEST_DB = 200  # beyond, levels are no numbers any more
-VERSION = 3  # raise it when the same specification would give another sound
+VERSION = 4  # raise it when the same specification would give another sound
 
 
 class SpecError(ValueError):
@@ -256,4 +256,4 @@ def prepare(corpus: Corpus, rows: Sequence[int], keyword: str, spec: StreamSpec)
 def _track_logmels(corpus, rows, keyword, spec, number: int) -> tuple[np.ndarray, list]:
     with one_thread():
         track = _track(corpus, rows, keyword, spec, number)
-        return LogMel()(torch.from_numpy(track.samples)[None])[0].numpy(), track.keywords_s
+        return prepared(torch.from_numpy(track.samples)[None], LogMel())[0].numpy(), track.keywords_s
