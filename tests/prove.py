@@ -7,12 +7,16 @@
 ``processors``: the published files scored, and the baseline trained, with narrower vector units.
 ``small``: the baseline trained on one core with 4 GB of memory, where the system lets us limit it (Linux, root).
 ``published``: all published files of the default study, scored again.
+``arithmetic``: the digest of a small study's checkpoints and records, beside those of other processors.
+``engine``: CPU time of trainings that stand for the rest, by the code of commit ``KWS_BEFORE`` and of this checkout in
+turn; runs only when it is named.
 ``same``: a smoke run of the commit ``KWS_BEFORE`` against one of this checkout, all files byte for byte; for changes
 that are to move no number, so it runs only when it is named.
 
 Each leaves ``reports/reference/proofs/<name>.json``; the text is made from those alone.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -25,6 +29,7 @@ from pathlib import Path
 from shlex import quote
 from xml.etree import ElementTree
 
+from engine import SHARE, recipes
 from kills import stable
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,6 +95,7 @@ def processors() -> None:
         with tempfile.TemporaryDirectory() as home:
             began = time.monotonic()
             kws = [sys.executable, "-m", "kwslib"]
+            environment = {**environment, "KWS_ARITHMETIC": "native"}
             shell(*kws, "reproduce", "--quiet", "--only", "01_split_and_baseline", KWS_HOME=home, **environment)
             verified = shell(*kws, "verify", "--all", "--json", KWS_HOME=home, check=False, **environment)
             records = sorted(Path(home).glob("reports/*/records/*.json"))
@@ -146,21 +152,98 @@ def published() -> None:
     written("published", json.loads(verified))
 
 
-def same() -> None:
-    """Both runs with this environment, each with its own code, notebooks and specifications."""
+@contextmanager
+def checkout_before():
+    """A checkout of the commit that ``KWS_BEFORE`` names, in a folder that is gone afterwards."""
     before = os.environ.get("KWS_BEFORE") or sys.exit("name the commit to compare with: KWS_BEFORE=abc1234")
     with tempfile.TemporaryDirectory() as folder:
-        old, found = Path(folder) / "checkout", {}
+        old = Path(folder) / "checkout"
         shell("git", "worktree", "add", "--detach", "--quiet", str(old), before)
         try:
-            for checkout in (old, ROOT):
-                home = Path(folder) / f"home of {checkout.name}"
-                variables = {"PYTHONPATH": str(checkout), "KWS_HOME": str(home)}
-                command = f"{sys.executable} -m kwslib reproduce --profile smoke --quiet"
-                shell("sh", "-c", f"cd {quote(str(checkout))}; {command}", **variables)
-                found[checkout] = stable(home)
+            yield before, old
         finally:
             shell("git", "worktree", "remove", "--force", str(old))
+
+
+def arithmetic() -> None:
+    """Without the corpus: files of tones, that no library has a choice in."""
+    from conftest import write_tones
+
+    sys.path.insert(0, str(ROOT))
+    from kwslib.arithmetic import is_pinned
+    from kwslib.results import provenance
+
+    if not is_pinned():
+        raise SystemExit("this processor has no AVX2, or KWS_ARITHMETIC is native: its bytes are its own")
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = write_tones(Path(folder) / "tones")
+        shell(sys.executable, "tests/kills.py", "--chain", str(corpus), KWS_HOME=f"{folder}/home")
+        content = json.dumps(stable(Path(folder) / "home"), sort_keys=True)
+    code = provenance.of_run()
+    seen = (read("arithmetic") or {"digests": {}})["digests"]
+    seen[f"{code['cpu']} ({_widest()})"] = hashlib.sha256(content.encode()).hexdigest()[:16]
+    written("arithmetic", {"digests": seen})
+
+
+def _widest() -> str:
+    flags = Path("/proc/cpuinfo").read_text().split()
+    return "AVX512" if "avx512f" in flags else "AVX2"
+
+
+def like(record: dict) -> str | None:
+    """Which of the trainings of ``engine.py`` stands for a run; none for one that trained nothing."""
+    recipe, name = record["recipe"], record["experiment"]
+    after, losses = ({part["class"] for part in recipe[key]} for key in ("after", "losses"))
+    if not record["epochs"]:
+        return None
+    if "StreamTune" in after:
+        kind = "brook-stream-kd" if recipe["teacher"] else "brook-stream"
+        return kind if name.startswith("brook") else "baseline-stream"
+    if "QAT" in after:
+        return "a1-kd-qat4"
+    kind = record["model"]["class"]
+    if kind != "CRNNConfig":
+        return {"TimeNetConfig": "brook"}.get(kind, "rival-kd" if recipe["teacher"] else "rival-separable")
+    for loss, stands in (("LayerwiseMSE", "e2-layers"), ("AttentionKL", "b2-attention")):
+        if loss in losses:
+            return stands
+    if record["model"]["hidden_size"] >= 32:
+        return "baseline" if recipe["student"] else "baseline-tuned"
+    if "Prune" in after:
+        return "prune-50-tuned"
+    return "a1-kd" if recipe["teacher"] else "a1-labels"
+
+
+def engine() -> None:
+    """Twice each, in turn; weighted by the epochs that the experiments of the published study take."""
+    took: dict[str, list[dict]] = {"before": [], "now": []}
+    with checkout_before() as (before, old), tempfile.TemporaryDirectory() as home:
+        for _ in range(2):
+            for which, checkout in (("before", old), ("now", ROOT)):
+                where = {"PYTHONPATH": str(checkout), "KWS_HOME": f"{home}/{which}", "OPENBLAS_NUM_THREADS": "1"}
+                took[which].append(json.loads(shell(sys.executable, "tests/engine.py", **where).splitlines()[-1]))
+    least = {which: {name: min(turn[name] for turn in turns) for name in turns[0]} for which, turns in took.items()}
+    weights = {"decision of baseline": 3.0, "decision of brook": 4.0}
+    measured = {e.name: e for e in recipes()}
+    for file in (ROOT / "reports/reference/synthetic-sheila-speaker/records").glob("*-seed0.json"):
+        record = json.loads(file.read_text())
+        if stands := like(record):
+            recipe = measured[stands]
+            training = recipe.training if recipe.student else recipe.after[0].training
+            weights[stands] = weights.get(stands, 0.0) + record["epochs"] / max(1, round(SHARE * training.epochs))
+    written("engine", {"before": before, "cpu_s": least, "weights": weights})
+
+
+def same() -> None:
+    """Both runs with this environment, each with its own code, notebooks and specifications."""
+    with checkout_before() as (before, old), tempfile.TemporaryDirectory() as folder:
+        found = {}
+        for checkout in (old, ROOT):
+            home = Path(folder) / f"home of {checkout.name}"
+            variables = {"PYTHONPATH": str(checkout), "KWS_HOME": str(home)}
+            command = f"{sys.executable} -m kwslib reproduce --profile smoke --quiet"
+            shell("sh", "-c", f"cd {quote(str(checkout))}; {command}", **variables)
+            found[checkout] = stable(home)
     first, second = found.values()
     different = sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
     written("same", {"before": before, "files": len(first), "different": different})
@@ -269,12 +352,40 @@ def say_same(found: dict) -> str:
     )
 
 
+def say_arithmetic(found: dict) -> str:
+    rows = [[processor, f"`{digest}`"] for processor, digest in found["digests"].items()]
+    alike = "all the same" if len(set(found["digests"].values())) == 1 else "NOT ALL THE SAME"
+    return (
+        table(["processor", "SHA-256 of a small study's checkpoints and records"], rows) + f"\n\n{len(rows)}, {alike}."
+    )
+
+
+def say_engine(found: dict) -> str:
+    before, now, weights = found["cpu_s"]["before"], found["cpu_s"]["now"], found["weights"]
+    rows = [[name, f"{before[name]:.2f}", f"{now[name]:.2f}", f"{now[name] / before[name]:.2f}",
+             f"{weights.get(name, 0) * before[name] / 60:.1f}"] for name in before]  # fmt: skip
+    sums = [sum(weights.get(name, 0) * seconds for name, seconds in took.items()) / 60 for took in (before, now)]
+    rows.append(
+        ["all, weighted", f"{sums[0]:.0f} min", f"{sums[1]:.0f} min", f"{sums[1] / sums[0]:.2f}", f"{sums[0]:.0f}"]
+    )
+    head = [
+        "a tenth of this training",
+        f"CPU s, commit {found['before'][:10]}",
+        "CPU s now",
+        "ratio",
+        "in one seed, min",
+    ]
+    return table(head, rows) + "\n\n" + on(found)
+
+
 PARTS = {  # how each is measured and said
     "kills": (kills, say_kills),
     "faults": (faults, say_faults),
     "processors": (processors, say_processors),
     "small": (small, say_small),
     "published": (published, say_published),
+    "arithmetic": (arithmetic, say_arithmetic),
+    "engine": (engine, say_engine),
     "same": (same, say_same),
 }
 
@@ -293,7 +404,7 @@ if __name__ == "__main__":
     unknown = set(sys.argv[1:]) - {*PARTS, "text"}
     if unknown:
         raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(PARTS)} and text")
-    for part in sys.argv[1:] or set(PARTS) - {"same"}:
+    for part in sys.argv[1:] or set(PARTS) - {"same", "engine"}:
         if part != "text":
             PARTS[part][0]()
     PAGE.write_text(filled(PAGE.read_text()))

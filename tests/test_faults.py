@@ -35,6 +35,7 @@ class Sick:
     seed: int = 1
     once: str = ""  # a file: when it is there, all is well
     needs_teacher = False
+    reads = ()
 
     def __call__(self, student, teacher, labels, helper):
         loss = Labels()(student, teacher, labels, helper)

@@ -20,7 +20,7 @@ CODE = ("kwslib", "notebooks", "data_splits", "tests", "pyproject.toml", "requir
 SHOWN = {
     **{"commit": "git commit", "lock_sha256": "requirements.lock", "python": "Python"},
     **{name: name for name in ("torch", "torchaudio", "numpy", "system")},
-    **{"cpu": "processor", "cpu_features": "torch computes with", "arithmetic": "arithmetic", "cores": "cores"},
+    **{"cpu": "processor", "cpu_features": "torch computes with", "cores": "cores"},
     **{"memory_gb": "memory, GB", "device": "trained on"},
 }
 
@@ -30,7 +30,7 @@ def of_run() -> dict[str, object]:
     """Code, versions and machine, in words.
 
     ``commit`` ends in ``-dirty`` where code was changed, and is None outside a git checkout.
-    ``cpu_features`` is what decides which of torch's kernels run: other ones round differently.
+    ``cpu_features`` decides which of torch's kernels run (``kwslib.arithmetic``): other ones round differently.
     """
     import torch
     import torchaudio
@@ -45,8 +45,7 @@ def of_run() -> dict[str, object]:
         "numpy": np.__version__,
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _processor(),
-        "cpu_features": torch.backends.cpu.get_cpu_capability(),
-        "arithmetic": "pinned" if arithmetic.is_pinned() else "native",
+        "cpu_features": torch.backends.cpu.get_cpu_capability() + (", pinned" if arithmetic.is_pinned() else ""),
         "cores": os.cpu_count(),
         "memory_gb": _memory_gb(),
     }

@@ -205,7 +205,7 @@ class _Loop:
         self.scaler = torch.amp.GradScaler(device, enabled=training.precision == "float16")
         self.mean, self.std = 0.0, 1.0
         if training.normalize:
-            some = torch.from_numpy(material.source.some).float()
+            some = torch.from_numpy(np.array(material.source.some)).float()
             self.mean, self.std = float(some.mean()), float(some.std(correction=0))
         self.kept = {"key": [float("inf")] * 2, "model": _copy(model)}
         if objective.tunes and training.normalize:  # it has absorbed these constants; now they come from outside

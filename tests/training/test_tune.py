@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from kwslib.config import CELLS, CRNNConfig
+from kwslib.data.augment import Augmentation
 from kwslib.nets.crnn import CRNN, keyword_score, step_logits
-from kwslib.nets.losses import Labels, SoftTargets
+from kwslib.nets.losses import AttentionKL, Labels, SoftTargets
 from kwslib.nets.rivals import Ensemble
 from kwslib.training import loop, material
 from kwslib.training.loop import Objective, Training
@@ -140,3 +141,26 @@ def test_an_interrupted_tuning_ends_the_same(heard, tmp_path):
         run(tmp_path / "b", stop=2)
     again = run(tmp_path / "b")
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+@pytest.mark.parametrize("kind", ["clips", "pieces"])
+def test_a_teacher_that_was_asked_once_teaches_as_one_that_is_asked_every_time(heard, kind):
+    pieces, clips = heard
+    source, keep = (clips, "best") if kind == "clips" else (pieces, "last")
+    teacher = Ensemble([net(), net(cell="rnn")]) if kind == "pieces" else net()
+    losses = (Labels(0.5), SoftTargets(0.5, 2.0)) + ((AttentionKL(0.1),) if kind == "clips" else ())
+    found = []
+    for taught in (None, material.teach(teacher, source.source, seconds=70)):
+        torch.manual_seed(0)
+        model = CRNN(TINY)
+        rows = loop.fit(
+            model, source, Objective(losses, teacher, taught, keep=keep), Training(epochs=2, batch_size=40), 0
+        )
+        found.append([row["loss"] for row in rows])
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4)
+
+
+def test_what_is_heard_otherwise_every_time_is_told_apart(heard):
+    plain = heard[0]
+    assert not plain.varies and replace(plain, mel_warp=0.1).varies
+    assert replace(plain, masks=Augmentation(frequency_mask=0, time_mask=3)).varies
