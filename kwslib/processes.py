@@ -108,6 +108,7 @@ def _papermill(parent: str, source: str, executed: str, parameters: str) -> None
 
     end_with(int(parent))
     how = {"kernel_name": "python3", "progress_bar": False, "log_output": True, "allow_errors": True}
+    how["extra_arguments"] = ["--IPKernelApp.log_level=ERROR"]  # else each warns that it talks to papermill unencrypted
     try:
         execute_notebook(source, executed, json.loads(parameters), **how)
     except PapermillExecutionError as error:

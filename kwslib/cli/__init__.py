@@ -23,6 +23,8 @@ from kwslib import processes
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 when part of a study failed, or 2 after one sentence that says why."""
     options = _parser().parse_args(arguments)
+    if sys.stderr is None or not sys.stderr.isatty():  # before tqdm is imported: in a file, a bar is one endless line
+        os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         room, name = options.run
         return getattr(importlib.import_module(f"kwslib.cli.{room}"), name)(options) or 0

@@ -23,6 +23,7 @@ from kwslib.lab.study import Study
 from kwslib.results import page, provenance, records, tables
 
 *STEPS, PLOTS = page.NOTEBOOKS
+AT_FIRST_S = 600.0  # of work that is believed to be as quick as the published study's
 PATIENCE_S = 30  # for a notebook to save what it has
 PUBLISHED = "synthetic-sheila-speaker"  # what its runs took tells how long others take
 
@@ -80,12 +81,17 @@ def reproduce(study: Study, only: Sequence[str] = (), quiet: bool = False, **par
             sizes = f"profile {study.profile.name}, seeds: {study.seeds}"
             log(f"{study.name}, {sizes}, commit {code['commit']}, {code['cores']} cores of {code['cpu']}")
             with _progress(study, log, quiet) as look:
-                for name in STEPS:
+                for i, name in enumerate(STEPS):
                     failed += execute(study, name, log, look)
+                    with suppress(records.RecordError):  # nothing to read yet
+                        written = page.write(study.name, f"{', '.join(STEPS[i + 1 :]) or 'the figures'} to come")
+                        log(f"to read so far: {written}")
             failed += _failed_runs(folder, log)
         if failed and not list(records.folder(study.name).glob("*.json")):
             return failed
         failed += execute(study, PLOTS, log)
+        with suppress(records.RecordError):  # whatever became of the figures, nothing is to come any more
+            page.write(study.name)
         if ran and not failed:
             paths.write_atomically(stamp, _state(study, sources))
         return failed
@@ -119,7 +125,8 @@ def execute(study: Study, name: str, log: Log, look: Callable = lambda: None, **
     named |= {"profile": study.profile.name, "seeds": study.seeds, **parameters}
     command = [sys.executable, "-m", "kwslib.processes", str(os.getpid()), str(source), str(unfinished)]
     with log.path.open("a") as file:
-        child = subprocess.Popen([*command, json.dumps(named)], stdout=file, stderr=file, cwd=paths.ROOT)
+        quiet = {**os.environ, "TQDM_DISABLE": "1"}  # a bar in a file is a line without end
+        child = subprocess.Popen([*command, json.dumps(named)], stdout=file, stderr=file, cwd=paths.ROOT, env=quiet)
         try:
             while child.poll() is None:
                 time.sleep(1)
@@ -178,13 +185,15 @@ def _state(study: Study, sources: str) -> str:
 
 @contextmanager
 def _progress(study: Study, log: Log, quiet: bool):
-    """A function that looks at the disk: a line for each run that has ended, and a bar with the time left."""
+    """A function that looks at the disk: a line per run that has ended, a bar of the work, the time left."""
     expected = expected_s(study)
+    work_s = max(1.0, sum(expected.values()))
     places, logs = records.folder(study.name), paths.reports(study.name) / "logs"
     began, seen = time.monotonic(), _modified(places)
     ended: set[str] = set()  # in this run; the latency is written into a record later, once more
     shown = True if quiet else None  # None: a bar where a person sits, none where output goes to a file
-    with tqdm(total=len(expected), desc=study.name, unit="run", disable=shown, leave=False, dynamic_ncols=True) as bar:
+    looks = {"bar_format": "{desc}: {percentage:3.0f} % of the work |{bar}|{postfix}", "dynamic_ncols": True}
+    with tqdm(total=work_s, desc=study.name, disable=shown, leave=False, **looks) as bar:
 
         def look() -> None:
             now = _modified(places)
@@ -192,11 +201,13 @@ def _progress(study: Study, log: Log, quiet: bool):
             ended.update(fresh)
             finished_s = sum(expected.get(label, 0.0) for label in ended)
             open_s = sum(seconds for label, seconds in expected.items() if label not in now)
-            left_s = open_s * ((time.monotonic() - began) / finished_s if finished_s else 1 / cpu_count())
-            bar.total = len(expected.keys() | now.keys())
+            # As fast as expected, until there is more to go by than the first runs, which wait for their data.
+            pace = (time.monotonic() - began + AT_FIRST_S / cpu_count()) / (finished_s + AT_FIRST_S)
+            left_s, all_ = open_s * pace, len(expected.keys() | now.keys())
+            share = f"{1 - open_s / work_s:.0%} of the work, {len(now)} of {all_} runs"
             for label in fresh:
-                log(f"  {len(now)} of {bar.total} runs: {_said(places / f'{label}.json')}; {time_left(left_s)}")
-            bar.n = len(now)
+                log(f"  {share}: {_said(places / f'{label}.json')}; {time_left(left_s)}")
+            bar.n = work_s - open_s
             bar.set_postfix_str(f"{time_left(left_s)}; {_training_now(logs)}")
 
         yield look

@@ -26,8 +26,11 @@ APPENDICES = {"augmentation_and_transfer": "appendix", "distillation_grid": "gri
 NOTEBOOKS = ("01_split_and_baseline", "02_streaming", "03_kd", "04_attention_kd", "05_quant_fp16", "06_plots")
 
 
-def write(study: str) -> Path:
+def write(study: str, still: str = "") -> Path:
     """Write ``reports/<study>/index.html`` and ``results.csv``; returns the page.
+
+    Args:
+        still: what is to come, of a study that is still running.
 
     Raises:
         RecordError: there are no records, or one is damaged.
@@ -35,11 +38,11 @@ def write(study: str) -> Path:
     folder = paths.reports(study)
     table = records.results(records.load(study))
     paths.write_atomically(folder / "results.csv", table.to_csv(index=False))
-    paths.write_atomically(folder / "index.html", render(study, folder))
+    paths.write_atomically(folder / "index.html", render(study, folder, still))
     return folder / "index.html"
 
 
-def render(study: str, folder: Path) -> str:
+def render(study: str, folder: Path, still: str = "") -> str:
     """The page of a study, from the records, figures and notebooks in its folder and nothing else."""
     found = records.load_folder(folder / "records")
     records.require(found[0], PAGE, f"the first record of {study}")
@@ -54,6 +57,7 @@ def render(study: str, folder: Path) -> str:
         said = [tables.say_streams(points, summary), tables.say_hours(points, found[0]["data"]["split"])]
     return template.render(
         study=study,
+        still=still,
         first=found[0],
         n_records=len(found),
         n_seeds=int(summary["seeds"].max()),

@@ -217,7 +217,7 @@ class _Loop:
         wanted = {_name(i, term): term for i, term in enumerate(self.objective.losses) if hasattr(term, "helper")}
         if not wanted:
             return nn.ModuleDict()
-        x = torch.from_numpy(self.material.source.some[:1]).float().to(self.device)
+        x = torch.from_numpy(np.array(self.material.source.some[:1])).float().to(self.device)
         said, taught = self.model.eval().outputs(x), self.teacher.outputs(x)
         return nn.ModuleDict({name: term.helper(said, taught) for name, term in wanted.items()}).to(self.device)
 

@@ -35,7 +35,7 @@ def notebooks(tmp_path, monkeypatch):
         for name in (*reproduce.STEPS, reproduce.PLOTS):
             given = nbformat.v4.new_code_cell('corpus = keyword = split = profile = ""\nseeds = 0')
             given.metadata["tags"] = ["parameters"]
-            cells = [given, *map(nbformat.v4.new_code_cell, codes.get(name[3:5], (FINE,)))]
+            cells = [given, *map(nbformat.v4.new_code_cell, codes.get(name[3:].split("_")[0], (FINE,)))]
             kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
             nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / f"{name}.ipynb")
 
@@ -75,6 +75,29 @@ def test_a_cell_that_fails_stops_neither_others_nor_the_report(study, notebooks,
     (folder / "notebooks" / "03_kd.html").unlink()
     assert reproduce.reproduce(study) == []
     assert "03_kd ..." in capsys.readouterr().out
+
+
+def test_there_is_something_to_read_after_the_first_notebook(study, notebooks, capsys):
+    page_now = f"text = open({str(paths.reports(study.name) / 'index.html')!r}).read()"
+    notebooks(quant=(page_now, "assert 'still running' in text and '05_quant_fp16 to come' in text"))
+    assert reproduce.reproduce(study) == []
+    assert f"to read so far: {paths.reports(study.name) / 'index.html'}" in capsys.readouterr().out
+    assert "still running" not in (paths.reports(study.name) / "index.html").read_text()
+
+
+def test_progress_counts_work_not_runs(study, monkeypatch):
+    expected = {"baseline-seed0": 60.0, "baseline-seed1": 60.0, "large-seed0": 1880.0}
+    monkeypatch.setattr(reproduce, "expected_s", lambda _: expected)
+    monkeypatch.setattr(reproduce, "cpu_count", lambda: 2)
+    said = []
+    seen = {}
+    monkeypatch.setattr(reproduce, "_modified", lambda _: dict(seen))
+    with reproduce._progress(study, said.append, True) as look:
+        seen["baseline-seed0"] = 1
+        look()
+    assert said[0].startswith("  3% of the work, 1 of 3 runs: baseline, seed 0: AU-FA-FR")
+    # 1940 s of work are open: two at a time, 600 s of which are believed before the first 60 took no time at all
+    assert said[0].endswith(f"; {reproduce.time_left(1940 * 300 / 660)}")
 
 
 def test_nothing_to_draw_is_said_with_the_reason(folder, notebooks, capsys):

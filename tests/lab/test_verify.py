@@ -68,6 +68,24 @@ def test_a_mean_outside_the_published_interval_does_not_hold(study):
     assert table.loc["AU-FA-FR, mean over seeds", "required"]
 
 
+def test_fewer_seeds_than_published_are_compared_seed_by_seed(study):
+    published = records.load(study.name)
+    for r, interval in zip(published, ([0.1, 0.2], [0.4, 0.5]), strict=True):
+        r["metrics"]["au_fa_fr_ci95"] = interval
+    one = copy.deepcopy(published[:1])
+
+    def outside(low: float, high: float) -> str:
+        one[0]["metrics"]["au_fa_fr_ci95"] = [low, high]
+        table = verify.compare(one, published)
+        assert "AU-FA-FR, mean over seeds" not in table.index
+        assert table.loc["AU-FA-FR, seed by seed", "compared"] == 1
+        return table.loc["AU-FA-FR, seed by seed", "outside"]
+
+    assert outside(0.3, 0.35) == ""  # between the two seeds
+    assert outside(0.69, 0.8) == ""  # 0.1 to 0.5, half of its width more on each side: up to 0.7
+    assert outside(0.71, 0.8) == "baseline-seed0"
+
+
 def test_a_published_file_that_scores_otherwise_is_found(study):
     found = verify.REFERENCE / study.name / "records" / "baseline-seed0.json"
     record = records.read(found)
