@@ -68,6 +68,27 @@ def test_a_mean_outside_the_published_interval_does_not_hold(study):
     assert table.loc["AU-FA-FR, mean over seeds", "required"]
 
 
+def test_bytes_are_expected_of_pinned_arithmetic_alone(study):
+    fresh = records.load(study.name)
+
+    def row(**other):
+        published = copy.deepcopy(fresh)
+        for r in published:
+            r["checkpoint"]["sha256"] = "0"
+            r["run"] |= other
+        return verify.compare(fresh, published).loc["checkpoint"]
+
+    for r in fresh:
+        r["run"] |= {"cpu_features": "AVX2, pinned"}
+    assert row()["required"] and row()["tolerance"] == "byte for byte" and row()["agree"] == 0
+    for other, why in (
+        ({"cpu_features": "AVX512"}, "published not in pinned arithmetic"),
+        ({"device": "cuda"}, "published not in pinned arithmetic"),
+        ({"torch": "0.1"}, "another torch"),
+    ):
+        assert not row(**other)["required"] and row(**other)["tolerance"] == f"byte for byte, not expected: {why}"
+
+
 def test_fewer_seeds_than_published_are_compared_seed_by_seed(study):
     published = records.load(study.name)
     for r, interval in zip(published, ([0.1, 0.2], [0.4, 0.5]), strict=True):
