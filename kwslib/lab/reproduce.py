@@ -84,7 +84,8 @@ def reproduce(study: Study, only: Sequence[str] = (), quiet: bool = False, **par
                 for i, name in enumerate(STEPS):
                     failed += execute(study, name, log, look)
                     with suppress(records.RecordError):  # nothing to read yet
-                        written = page.write(study.name, f"{', '.join(STEPS[i + 1 :]) or 'the figures'} to come")
+                        to_come = ", ".join(STEPS[i + 1 :]) or "the figures"
+                        written = page.write(study.name, f"{to_come} to come, {look()}")
                         log(f"to read so far: {written}")
             failed += _failed_runs(folder, log)
         if failed and not list(records.folder(study.name).glob("*.json")):
@@ -185,7 +186,7 @@ def _state(study: Study, sources: str) -> str:
 
 @contextmanager
 def _progress(study: Study, log: Log, quiet: bool):
-    """A function that looks at the disk: a line per run that has ended, a bar of the work, the time left."""
+    """A function that looks at the disk: a line per run that has ended, a bar of the work; it returns the time left."""
     expected = expected_s(study)
     work_s = max(1.0, sum(expected.values()))
     places, logs = records.folder(study.name), paths.reports(study.name) / "logs"
@@ -195,7 +196,7 @@ def _progress(study: Study, log: Log, quiet: bool):
     looks = {"bar_format": "{desc}: {percentage:3.0f} % of the work |{bar}|{postfix}", "dynamic_ncols": True}
     with tqdm(total=work_s, desc=study.name, disable=shown, leave=False, **looks) as bar:
 
-        def look() -> None:
+        def look() -> str:
             now = _modified(places)
             fresh = [label for label, changed in now.items() if label not in ended and seen.get(label) != changed]
             ended.update(fresh)
@@ -209,6 +210,7 @@ def _progress(study: Study, log: Log, quiet: bool):
                 log(f"  {share}: {_said(places / f'{label}.json')}; {time_left(left_s)}")
             bar.n = work_s - open_s
             bar.set_postfix_str(f"{time_left(left_s)}; {_training_now(logs)}")
+            return time_left(left_s)
 
         yield look
 

@@ -113,7 +113,8 @@ def _work(study, question, trials, max_macs, training, storage, teacher, home: s
     torch.set_num_threads(1)
     database = _database(question, storage)
     database.sampler = optuna.samplers.TPESampler(seed=len(database.trials) * 1000 + worker)
-    bar = tqdm(desc=f"sweep, worker {worker}", total=trials, unit="trial", disable=worker > 0)
+    quiet = {"disable": True} if worker else {}  # the first one speaks, where TQDM_DISABLE lets it
+    bar = tqdm(desc=f"sweep, worker {worker}", total=trials, unit="trial", **quiet)
     while (done := sum(map(_is_trained, database.get_trials(deepcopy=False)))) < trials:
         bar.update(done - bar.n)
         trial = database.ask()

@@ -85,7 +85,7 @@ def metric_cost(summary: pd.DataFrame, cost: str, bar: float) -> Figure:
     if "baseline" in summary.index:
         bars["1.1 × the baseline here"] = 1.1 * float(summary.loc["baseline", "au_fa_fr"])
     for text, height in bars.items():
-        ax.axhline(max(height, floor), color="#b03030", ls="--" if height == bar else ":", lw=1, label=text)
+        ax.axhline(height or floor, color="#b03030", ls="--" if height == bar else ":", lw=1, label=text)
     ax.set(xscale="log", yscale="log", xlabel=label, ylabel="test AU-FA-FR, lower is better")
     ax.margins(x=0.3, y=0.15)
     for precision in [p for p in LOOKS if p in set(summary["precision"])]:

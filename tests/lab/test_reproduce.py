@@ -79,7 +79,9 @@ def test_a_cell_that_fails_stops_neither_others_nor_the_report(study, notebooks,
 
 def test_there_is_something_to_read_after_the_first_notebook(study, notebooks, capsys):
     page_now = f"text = open({str(paths.reports(study.name) / 'index.html')!r}).read()"
-    notebooks(quant=(page_now, "assert 'still running' in text and '05_quant_fp16 to come' in text"))
+    notebooks(
+        quant=(page_now, "assert 'still running' in text and '05_quant_fp16 to come, ' in text and ' left' in text")
+    )
     assert reproduce.reproduce(study) == []
     assert f"to read so far: {paths.reports(study.name) / 'index.html'}" in capsys.readouterr().out
     assert "still running" not in (paths.reports(study.name) / "index.html").read_text()
@@ -94,10 +96,10 @@ def test_progress_counts_work_not_runs(study, monkeypatch):
     monkeypatch.setattr(reproduce, "_modified", lambda _: dict(seen))
     with reproduce._progress(study, said.append, True) as look:
         seen["baseline-seed0"] = 1
-        look()
+        left = look()
     assert said[0].startswith("  3% of the work, 1 of 3 runs: baseline, seed 0: AU-FA-FR")
     # 1940 s of work are open: two at a time, 600 s of which are believed before the first 60 took no time at all
-    assert said[0].endswith(f"; {reproduce.time_left(1940 * 300 / 660)}")
+    assert said[0].endswith(f"; {left}") and left == reproduce.time_left(1940 * 300 / 660)
 
 
 def test_nothing_to_draw_is_said_with_the_reason(folder, notebooks, capsys):
