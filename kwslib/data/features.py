@@ -20,7 +20,8 @@ from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, FeatureConfig, identity
 from kwslib.data.corpora import Corpus
 from kwslib.processes import made_once
 
-VERSION = 2  # raise it when the same samples would give other log-mels
+VERSION = 3  # raise it when the same samples would give other log-mels
+ROWS = 8  # frames in one product: of more, OpenBLAS rounds by their place, and a frame would depend on its neighbours
 SILENCE = float(np.log(1e-9))  # what an empty or masked bin becomes
 
 
@@ -74,8 +75,10 @@ def prepared(samples: Tensor, front_end: LogMel) -> Tensor:
         padded = nn.functional.pad(samples, (config.n_fft // 2, config.n_fft // 2), mode="reflect")
     frames = padded.unfold(1, config.n_fft, config.hop_length) * front_end.mel.spectrogram.window  # (B, T, n_fft)
     spectrum = np.fft.rfft(frames.numpy(), axis=2)
-    power = spectrum.real**2 + spectrum.imag**2
-    mel = power.reshape(-1, power.shape[2]) @ front_end.mel.mel_scale.fb.numpy()
+    n = spectrum.shape[0] * spectrum.shape[1]
+    power = np.zeros((-(-n // ROWS) * ROWS, spectrum.shape[2]), np.float32)
+    power[:n] = (spectrum.real**2 + spectrum.imag**2).reshape(n, -1)
+    mel = (power.reshape(-1, ROWS, power.shape[1]) @ front_end.mel.mel_scale.fb.numpy()).reshape(len(power), -1)[:n]
     return torch.from_numpy(mel).clamp(1e-9, 1e9).log().view(*frames.shape[:2], -1).transpose(1, 2)
 
 
