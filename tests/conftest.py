@@ -16,6 +16,15 @@ def tone(frequency_hz: float, rng: np.random.Generator, seconds: float = 0.8, ra
     return (0.3 * np.sin(2 * np.pi * frequency_hz * t) + 0.02 * rng.standard_normal(len(t))).astype(np.float32)
 
 
+def stripes(labels: np.ndarray, rng: np.random.Generator, loudness: float, frames: int = 101) -> np.ndarray:
+    """Log-mels of noise, (N, 40, frames): keyword clips hold a stripe in the middle bins, the others one elsewhere."""
+    logmels = rng.normal(-10, 1, (labels.size, 40, frames)).astype(np.float32)
+    for clip, label in zip(logmels, labels.flat, strict=True):
+        bins = 20 if label else rng.choice([5, 35])
+        clip[bins - 2 : bins + 2, 30:70] += loudness
+    return logmels
+
+
 def pytest_collection_modifyitems(items):
     """The longest files first: two processes that share the tests then end together."""
     longest = ("test_smoke", "test_reproduce", "test_faults")

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, FeatureConfig, identity
 from kwslib.data.corpora import Corpus
 from kwslib.data.features import SILENCE, LogMel, from_int16, n_frames, new_array, one_thread, prepared
+from kwslib.data.features import VERSION as LOGMELS_VERSION
 from kwslib.processes import made_once
 
 FRAME = 320  # samples of a 20-ms frame, the grain at which speech is told from silence
@@ -207,7 +208,8 @@ def bank(
     """
     masks_come_later = replace(config, frequency_mask=0, time_mask=0)
     others = others if config.context_share else others[:0]  # else nobody hears them
-    key = identity(VERSION, corpus.fingerprint, rows.tolist(), others.tolist(), views, masks_come_later, features)
+    heard = rows.tolist(), others.tolist(), views, masks_come_later
+    key = identity(VERSION, LOGMELS_VERSION, corpus.fingerprint, *heard, features)
     path = corpus.folder / f"bank-{key}.npy"
     with made_once(path) as missing:
         if missing:

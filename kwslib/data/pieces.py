@@ -16,6 +16,7 @@ from kwslib.config import CLIP_SAMPLES, FeatureConfig, identity
 from kwslib.data import augment
 from kwslib.data.augment import FRAME, Augmentation, loud_frames, speech_power, vary
 from kwslib.data.corpora import Corpus
+from kwslib.data.features import VERSION as LOGMELS_VERSION
 from kwslib.data.features import LogMel, from_int16, n_frames, new_array, one_thread, prepared
 from kwslib.data.synthesis import coloured_noise
 from kwslib.processes import made_once
@@ -93,9 +94,8 @@ def bank(
     """
     features = FeatureConfig()
     words = replace(augmentation, context_share=0.0, gain_db=(0.0, 0.0), noise_share=0.0, frequency_mask=0, time_mask=0)
-    key = identity(
-        VERSION, augment.VERSION, corpus.fingerprint, rows.tolist(), is_keyword.tolist(), n, recipe, words, features
-    )
+    versions, heard = (VERSION, augment.VERSION, LOGMELS_VERSION), (rows.tolist(), is_keyword.tolist())
+    key = identity(*versions, corpus.fingerprint, *heard, n, recipe, words, features)
     path, labels = corpus.folder / f"pieces-{key}.npy", corpus.folder / f"pieces-{key}-labels.npy"
     with made_once(path) as missing:
         if missing:

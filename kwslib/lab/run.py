@@ -16,7 +16,7 @@ from torch import nn
 
 from kwslib import metrics, paths
 from kwslib.config import FeatureConfig, describe, identity
-from kwslib.data import augment, pieces
+from kwslib.data import augment, features, pieces
 from kwslib.lab.experiment import Experiment
 from kwslib.lab.study import ExperimentError, Study
 from kwslib.nets import cost
@@ -60,7 +60,7 @@ class Run:
             identity_on_disk(self.study, name, seed) for name in self.experiment.needs for seed in self.teacher_seeds
         ]
         profile = self.study.profile
-        trained = (profile.views, augment.VERSION, loop.VERSION) if self.experiment.trains else ()
+        trained = (profile.views, features.VERSION, augment.VERSION, loop.VERSION) if self.experiment.trains else ()
         tuned = [self.study.sized(step.training).epochs for step in self.experiment.tuning_steps]
         on_pieces = [pieces.VERSION for _ in self.experiment.piece_steps]
         decided = (profile.stream_percent, tracks.VERSION, decision.VERSION) if self.experiment.decision_step else ()
@@ -204,8 +204,9 @@ def _taught(run: Run, teacher: nn.Module, source: Clips | Pieces, *what: object)
     """What a teacher says of everything in the source, asked once for all experiments that learn from it."""
     study, sidecars = run.study, map(partial(run.study.checkpoint, run.experiment.teacher), run.teacher_seeds)
     who = [checkpoints.read_sidecar(file)["sha256"] for file in sidecars]
-    versions = study.profile.views, augment.VERSION, pieces.VERSION, study.split.sha256
-    path = study.corpus.folder / f"taught-{identity(who, versions, what)}.npz"
+    versions = features.VERSION, augment.VERSION, pieces.VERSION
+    said_of = study.profile.views, study.split.sha256, what
+    path = study.corpus.folder / f"taught-{identity(who, versions, said_of)}.npz"
     with made_once(path) as missing:
         if missing:
             content, taught = io.BytesIO(), teach(teacher, source)

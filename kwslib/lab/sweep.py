@@ -83,7 +83,7 @@ def sweep(
     _ = study.logmels, study.bank(WITHOUT_MASKS)  # computed before the workers start
     training = study.sized(training)
     data = study.corpus.fingerprint, study.split.sha256, study.profile.views
-    question = f"{study.name}-{identity(data, augment.VERSION, WITHOUT_MASKS, training, teacher)}"
+    question = f"{study.name}-{identity(data, features.VERSION, augment.VERSION, WITHOUT_MASKS, training, teacher)}"
     database = _database(question, storage)
     jobs = min(cpu_count(), trials)
     home, parent = str(paths.home()), os.getpid()

@@ -142,8 +142,8 @@ def _counted(equal: Iterable[bool], pairs, tolerance: str, required: bool = True
 
 def _areas(pairs: list[tuple[dict, dict]], published: list[dict]) -> dict[str, dict]:
     """Rows of the areas: means of the experiments that have every published seed, of the others run by run."""
-    seeds = {(r["experiment"], r["seed"]) for r in published} - {(r["experiment"], r["seed"]) for r, _ in pairs}
-    fewer = {experiment for experiment, _ in seeds}
+    own = {(r["experiment"], r["seed"]) for r, _ in pairs}
+    fewer = {r["experiment"] for r in published if (r["experiment"], r["seed"]) not in own}
     whole = [pair for pair in pairs if pair[0]["experiment"] not in fewer]
     single = [pair for pair in pairs if pair[0]["experiment"] in fewer]
     rows = {"AU-FA-FR, mean over seeds": _means_inside(whole)} if whole else {}

@@ -19,6 +19,7 @@ from kwslib import paths
 from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, FeatureConfig, identity
 from kwslib.data.augment import FRAME, loud_frames, speech_power
 from kwslib.data.corpora import Corpus
+from kwslib.data.features import VERSION as LOGMELS_VERSION
 from kwslib.data.features import LogMel, from_int16, new_array, one_thread, prepared
 from kwslib.data.pieces import COLOURS, noise
 from kwslib.processes import made_once
@@ -233,7 +234,7 @@ def prepare(corpus: Corpus, rows: Sequence[int], keyword: str, spec: StreamSpec)
     """
     rows = np.asarray(rows)
     sound = replace(spec, name="", fa_per_h=None, least_found=None)  # these change no sample
-    key = identity(VERSION, corpus.fingerprint, rows.tolist(), keyword, sound)
+    key = identity(VERSION, LOGMELS_VERSION, corpus.fingerprint, rows.tolist(), keyword, sound)
     path, about = corpus.folder / f"stream-{key}.npy", corpus.folder / f"stream-{key}.json"
     seconds, keywords_s = _lengths_s(spec), []
     ends = np.cumsum([round(s * SAMPLE_RATE) // FeatureConfig().hop_length + 1 for s in seconds]).tolist()

@@ -136,8 +136,7 @@ def teach(teacher: nn.Module, source: Clips | Pieces, seconds: int = 512) -> Tau
     labels = np.broadcast_to(source.labels, shape).reshape(-1) if of_clips else source.labels
     said = []
     for start in range(0, len(logmels), many):
-        batch = (torch.from_numpy(np.array(part[start : start + many])) for part in (logmels, labels))
-        x, its_labels = batch
+        x, its_labels = (torch.from_numpy(np.array(part[start : start + many])) for part in (logmels, labels))
         said.append(said_of(teacher.eval(), x.float(), its_labels.long()))
     parts = [name for name in ("logits", "attention") if getattr(said[0], name) is not None]
     whole = {name: torch.cat([getattr(part, name) for part in said]).view(*shape, -1).numpy() for name in parts}

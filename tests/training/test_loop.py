@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from conftest import stripes
 
 from kwslib.config import CRNNConfig
 from kwslib.data.augment import Augmentation
@@ -23,13 +24,8 @@ MASKS = Augmentation(frequency_mask=4, time_mask=8)
 
 @pytest.fixture
 def material() -> Material:
-    """Keyword clips hold a stripe in the middle bins, the others one elsewhere."""
-    rng = np.random.default_rng(0)
     labels = (np.arange(160) % 8 == 0).astype(np.int64)
-    logmels = rng.normal(-10, 1, (160, 40, 101)).astype(np.float32)
-    for clip, label in zip(logmels, labels, strict=True):
-        bins = 20 if label else rng.choice([5, 35])
-        clip[bins - 2 : bins + 2, 30:70] += 6
+    logmels = stripes(labels, np.random.default_rng(0), 6)
     return Material(Clips(logmels[None, :96].astype(np.float16), labels[:96]), logmels[96:], labels[96:], MASKS)
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import stripes
 
 from kwslib.config import CELLS, CRNNConfig
 from kwslib.data.augment import Augmentation
@@ -60,19 +61,14 @@ def heard():
     """Pieces and clips. A tone in the middle of a second is the keyword; tones elsewhere, and noise, are not."""
     rng = np.random.default_rng(0)
 
-    def seconds(labels):
-        logmels = rng.normal(-10, 1, (labels.size, 40, 100)).astype(np.float32)
-        for second, label in zip(logmels, labels.flat, strict=True):
-            bins = 20 if label else rng.choice([5, 35])
-            second[bins - 2 : bins + 2, 30:70] += 3
-        return logmels
-
     def after_silence(logmels):
         return np.concatenate([np.full((len(logmels), 40, 1), -20.0, np.float32), logmels], axis=2)
 
     labels, said = (np.arange(240) % 4 == 0).astype(np.int64), (rng.random((60, 5)) < 0.2).astype(np.int8)
-    clips = after_silence(seconds(labels))
-    pieces = after_silence(seconds(said).reshape(60, 5, 40, 100).transpose(0, 2, 1, 3).reshape(60, 40, 500))
+    clips = after_silence(stripes(labels, rng, 3, 100))
+    pieces = after_silence(
+        stripes(said, rng, 3, 100).reshape(60, 5, 40, 100).transpose(0, 2, 1, 3).reshape(60, 40, 500)
+    )
     on_pieces = Material(Pieces(pieces.astype(np.float16), said, seconds=160), clips[160:], labels[160:])
     return on_pieces, replace(on_pieces, source=Clips(clips[None, :160].astype(np.float16), labels[:160]))
 
