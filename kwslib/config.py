@@ -44,7 +44,8 @@ class SynthesisConfig:
         vocabulary: how many different words there are besides keyword and near-misses; the first thirty
             are those of Speech Commands.
         near_misses: how many of the words that sound most like the keyword are spoken.
-        other_words: words per speaker, drawn from the vocabulary.
+        other_words: words per speaker, drawn from the vocabulary; ``judged_words`` of those who judge, in val and test.
+        judged_takes: how many times those say the keyword, in another mood and place each time; who teaches, once.
         snr_db: signal-to-noise ratio; it decides most of the difficulty.
         room_share, rt60_s: share of reverberant clips and their reverberation time.
     """
@@ -57,6 +58,8 @@ class SynthesisConfig:
     vocabulary: int = 200
     near_misses: int = 4
     other_words: int = 31
+    judged_words: int = 36
+    judged_takes: int = 5
     snr_db: tuple[float, float] = (20.0, 40.0)
     room_share: float = 0.5
     rt60_s: tuple[float, float] = (0.1, 0.6)
@@ -139,9 +142,9 @@ class Profile:
 PROFILES = {p.name: p for p in (
     Profile("smoke", synthetic_speakers=48, seeds=1, epochs_percent=5, views=1, bootstrap=200, trials=2,
             stream_percent=2),
-    Profile("standard", synthetic_speakers=360, seeds=3, epochs_percent=100, views=8, bootstrap=1000, trials=16,
+    Profile("standard", synthetic_speakers=432, seeds=3, epochs_percent=100, views=8, bootstrap=1000, trials=16,
             stream_percent=100),
-    Profile("full", synthetic_speakers=360, seeds=10, epochs_percent=200, views=16, bootstrap=2000, trials=100,
+    Profile("full", synthetic_speakers=432, seeds=10, epochs_percent=200, views=16, bootstrap=2000, trials=100,
             stream_percent=100),
 )}  # fmt: skip
 

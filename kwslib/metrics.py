@@ -1,12 +1,15 @@
 """Clip metrics: the FA-FR curve, the area under it, and intervals over speakers.
 
 FA and FR are divided by the number of *all* clips, as in the reports, so with p the share of
-keyword clips the area equals p (1 - p) (1 - ROC AUC). Lower is better.
+keyword clips the area equals p (1 - p) (1 - ROC AUC). Lower is better. So that corpora compare, clips
+are weighted to one share of keywords, that of the reports' corpus.
 """
 
 import math
 
 import numpy as np
+
+KEYWORD_SHARE = 1734 / 64_721  # of one word in Speech Commands v0.01: at another, the bar of 5.5e-5 means another net
 
 
 def fa_fr_curve(
@@ -50,22 +53,54 @@ def fa_fr_curve(
     return fa, fr, np.concatenate([[np.inf], ranked[last_of_tie]])
 
 
-def au_fa_fr(scores: np.ndarray, is_keyword: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Area under FR against FA by the trapezoid rule over every threshold; arguments as above.
+def at_share(is_keyword: np.ndarray, counts: np.ndarray | None = None, share: float = KEYWORD_SHARE) -> np.ndarray:
+    """Weights with which keyword clips make up this share of all, (N,); they sum to 1.
+
+    Args:
+        is_keyword: (N,), bool, both classes present.
+        counts: (N,), how often each clip counts within its class; ``None`` counts each once.
+
+    >>> at_share(np.array([True, False, False, False, False]), share=0.2).round(6).tolist()
+    [0.2, 0.2, 0.2, 0.2, 0.2]
+    """
+    counts = np.ones(len(is_keyword)) if counts is None else np.asarray(counts, np.float64)
+    of_keyword, of_others = counts[is_keyword].sum(), counts[~is_keyword].sum()
+    return counts * np.where(is_keyword, share / (of_keyword or np.nan), (1 - share) / (of_others or np.nan))
+
+
+def au_fa_fr(scores: np.ndarray, is_keyword: np.ndarray, counts: np.ndarray | None = None) -> float:
+    """AU-FA-FR where keywords are ``KEYWORD_SHARE`` of all clips: p0 (1 - p0) (1 - ROC AUC). Arguments as above.
+
+    Clips count ``counts`` times, then both classes are weighted to that share.
 
     >>> au_fa_fr(np.array([0.9, 0.8, 0.1]), np.array([True, True, False]))
     0.0
-    >>> au_fa_fr(np.zeros(4), np.array([True, False, False, False]))  # constant: p (1 - p) / 2
+    """
+    is_keyword = np.asarray(is_keyword, bool)
+    if is_keyword.all() or not is_keyword.any() or np.shape(scores) != is_keyword.shape:
+        return au_fa_fr_as_is(scores, is_keyword)  # which complains
+    return au_fa_fr_as_is(scores, is_keyword, at_share(is_keyword, counts))
+
+
+def au_fa_fr_as_is(scores: np.ndarray, is_keyword: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """Area under FR against FA by the trapezoid rule over every threshold, at the share of keywords there is.
+
+    The reports' own number. Arguments as of ``fa_fr_curve``.
+
+    >>> au_fa_fr_as_is(np.zeros(4), np.array([True, False, False, False]))  # constant: p (1 - p) / 2
     0.09375
     """
     fa, fr, _ = fa_fr_curve(scores, is_keyword, weights)
     return float(np.trapezoid(fr, fa))
 
 
-def roc_auc(area: float, is_keyword: np.ndarray) -> float:
-    """ROC AUC from AU-FA-FR, exact: 1 - area / (p (1 - p))."""
-    p = np.mean(is_keyword)
-    return float(1 - area / (p * (1 - p)))
+def roc_auc(area: float, share: float = KEYWORD_SHARE) -> float:
+    """ROC AUC from the AU-FA-FR at a share p of keywords, exact: 1 - area / (p (1 - p)).
+
+    >>> roc_auc(0.09375, 0.25)
+    0.5
+    """
+    return float(1 - area / (share * (1 - share)))
 
 
 def threshold_keeping(share: float, keyword_scores: np.ndarray) -> float:

@@ -15,25 +15,31 @@ def test_area_equals_p_q_one_minus_auc_of_sklearn_with_ties(data):
     labels = np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)))
     if labels.all() or not labels.any():
         labels[0] = not labels[0]
-    p = labels.mean()
-    expected = p * (1 - p) * (1 - roc_auc_score(labels, scores))
-    assert metrics.au_fa_fr(scores, labels) == pytest.approx(expected, abs=1e-12)
-    assert metrics.roc_auc(metrics.au_fa_fr(scores, labels), labels) == pytest.approx(
-        roc_auc_score(labels, scores), abs=1e-12
-    )
+    theirs, p, p0 = roc_auc_score(labels, scores), labels.mean(), 1734 / 64_721
+    assert metrics.au_fa_fr_as_is(scores, labels) == pytest.approx(p * (1 - p) * (1 - theirs), abs=1e-12)
+    assert metrics.au_fa_fr(scores, labels) == pytest.approx(p0 * (1 - p0) * (1 - theirs), abs=1e-12)
+    assert metrics.roc_auc(metrics.au_fa_fr(scores, labels)) == pytest.approx(theirs, abs=1e-9)
+    assert metrics.roc_auc(metrics.au_fa_fr_as_is(scores, labels), p) == pytest.approx(theirs, abs=1e-9)
+
+
+def test_area_does_not_depend_on_the_share_of_keywords():
+    scores, labels = np.array([3.0, 1.0, 2.0, 0.0]), np.array([True, True, False, False])
+    more = np.r_[np.repeat(scores[labels], 5), scores[~labels]], np.r_[np.repeat(True, 10), False, False]
+    assert metrics.au_fa_fr(*more) == pytest.approx(metrics.au_fa_fr(scores, labels), rel=1e-12)
+    assert metrics.au_fa_fr_as_is(*more) != pytest.approx(metrics.au_fa_fr_as_is(scores, labels))
 
 
 def test_area_equals_counting_pairs():
     rng = np.random.default_rng(1)
     scores, labels = rng.normal(size=200).round(1), rng.random(200) < 0.2
     wrong = sum((n > k) + 0.5 * (n == k) for k in scores[labels] for n in scores[~labels])
-    assert metrics.au_fa_fr(scores, labels) == pytest.approx(wrong / 200**2, abs=1e-15)
+    assert metrics.au_fa_fr_as_is(scores, labels) == pytest.approx(wrong / 200**2, abs=1e-15)
 
 
 @pytest.mark.parametrize("constant", [0.0, 1.0, -np.inf, np.inf])
 def test_a_constant_score_does_not_look_perfect(constant):
     labels = np.arange(10) < 3
-    assert metrics.au_fa_fr(np.full(10, constant), labels) == pytest.approx(0.3 * 0.7 / 2)
+    assert metrics.au_fa_fr_as_is(np.full(10, constant), labels) == pytest.approx(0.3 * 0.7 / 2)
 
 
 def test_weights_equal_repeating_clips():

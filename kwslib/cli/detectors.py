@@ -79,7 +79,8 @@ def kws_evaluate(options: argparse.Namespace) -> None:
         area = metrics.au_fa_fr(scores, is_keyword)
         interval = metrics.interval95(metrics.bootstrap(scores, is_keyword, speakers, resamples=1000))
         result |= {"au_fa_fr": area, "au_fa_fr_ci95": list(interval)}
-        result |= {"interval_over": metrics.units(speakers, is_keyword), "roc_auc": metrics.roc_auc(area, is_keyword)}
+        result |= {"interval_over": metrics.units(speakers, is_keyword), "roc_auc": metrics.roc_auc(area)}
+        result |= {"au_fa_fr_as_is": metrics.au_fa_fr_as_is(scores, is_keyword)}
     elif threshold is None:
         raise ValueError(
             f"{options.corpus} has no clips of {keyword!r}, or nothing else: "

@@ -47,6 +47,7 @@ class Corpus:
         fingerprint: changes when any name or sample changes.
         planned: names this corpus would hold at full size (the smoke profile speaks fewer).
         folder: where its prepared arrays are kept.
+        subset_of: its own rule of who is in which subset, from a clip's name; None: any rule will do.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Corpus:
     fingerprint: str
     planned: list[str]
     folder: Path
+    subset_of: Callable[[str], str] | None = None
 
     def is_keyword(self, keyword: str) -> np.ndarray:
         """True for each clip of the keyword, (clips,)."""
@@ -167,7 +169,7 @@ def _synthetic(keyword: str, n_speakers: int, config: SynthesisConfig) -> Corpus
         _finish(build, table, noise, _left_out({}), planned)
 
     _prepare_once(folder, make)
-    return _open(folder, name)
+    return _open(folder, name, synthesis.subset_of)
 
 
 def _from_folder(root: Path, keyword: str | None) -> Corpus:
@@ -196,7 +198,7 @@ def _from_folder(root: Path, keyword: str | None) -> Corpus:
         _finish(build, clips, noise, _left_out(left_out | no_noise | misplaced), list(clips["clip"]), own_noise)
 
     _prepare_once(folder, make)
-    corpus = _open(folder, name)
+    corpus = _open(folder, name, speech_commands.subset_of if name in speech_commands.ARCHIVES else None)
     if keyword is not None and not corpus.is_keyword(keyword).any():
         raise CorpusError(f"no recording of {keyword!r} in {root} could be read: see {folder / 'unusable.csv'}")
     return corpus
@@ -359,7 +361,7 @@ def _finish(
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
-def _open(folder: Path, name: str) -> Corpus:
+def _open(folder: Path, name: str, subset_of: Callable[[str], str] | None) -> Corpus:
     text = {"dtype": str, "keep_default_na": False}  # a word may be called "null"
     try:
         meta = json.loads((folder / "meta.json").read_text())
@@ -367,6 +369,7 @@ def _open(folder: Path, name: str) -> Corpus:
         waveforms = np.load(folder / "waveforms.npy", mmap_mode="r")[: len(clips)]
         with np.load(folder / "noise.npz") as stored:
             noise = {name: stored[f"noise_{i}"] for i, name in enumerate(meta["noise"])}
-        return Corpus(name, clips, waveforms, noise, unusable, meta["fingerprint"], meta["planned"], folder)
+        found = name, clips, waveforms, noise, unusable, meta["fingerprint"], meta["planned"], folder, subset_of
+        return Corpus(*found)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise CorpusError(f"{folder} is damaged ({error}): delete it, it is made again when needed") from None

@@ -1,7 +1,8 @@
 """Which clip is for training, validation and test: recorded in ``data_splits/``, verified at every load.
 
 A split depends on the recorded names alone, never on the order of files or on a random state.
-``speaker``: no speaker in two subsets, about 60/20/20 of the clips; for Speech Commands the dataset's own rule.
+``speaker``: no speaker in two subsets, about 60/20/20 of the clips; for Speech Commands and
+synthetic speech their own rules.
 ``random``: 80/20 by clip and the 20 % serve as val and test, as in the reports.
 """
 
@@ -9,6 +10,7 @@ import csv
 import hashlib
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +18,6 @@ import pandas as pd
 
 from kwslib import paths
 from kwslib.config import SPLITS
-from kwslib.data import speech_commands
 from kwslib.data.corpora import Corpus, speaker_of
 
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
@@ -42,10 +43,10 @@ def _rank(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
 
 
-def assign(clips: list[str], split: str, corpus_name: str = "") -> pd.DataFrame:
+def assign(clips: list[str], split: str, subset_of: Callable[[str], str] | None = None) -> pd.DataFrame:
     """Make the split: columns ``clip subset``, sorted by clip.
 
-    A corpus that is called like a version of Speech Commands gets that dataset's published subsets.
+    ``speaker`` follows the corpus's own rule where it has one (``Corpus.subset_of``).
 
     >>> names = [f"go/s{i}_nohash_0.wav" for i in range(10)]
     >>> sorted(assign(names, "speaker")["subset"])
@@ -58,8 +59,8 @@ def assign(clips: list[str], split: str, corpus_name: str = "") -> pd.DataFrame:
         order = table["clip"].map(_rank).rank(method="first") - 1
         table["subset"] = np.where(order < round(0.8 * len(table)), "train", "test")
         return table
-    if corpus_name in speech_commands.ARCHIVES:
-        table["subset"] = table["clip"].map(speech_commands.subset_of)
+    if subset_of is not None:
+        table["subset"] = table["clip"].map(subset_of)
         return table
     speaker = table["clip"].map(speaker_of)
     counts = speaker.value_counts()
@@ -81,7 +82,7 @@ def load(corpus: Corpus, keyword: str, split: str) -> Split:
     """
     path = paths.split_csv(corpus.name, split)
     if not path.exists():
-        table = assign(corpus.planned, split, corpus.name)
+        table = assign(corpus.planned, split, corpus.subset_of)
         text = table.to_csv(index=False)
         paths.write_atomically(path, text)
         meta = {"corpus": corpus.name, "split": split, "clips": len(table), "sha256": _digest(text)}

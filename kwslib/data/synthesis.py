@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 
 import numpy as np
@@ -24,7 +25,7 @@ from tqdm.auto import tqdm
 
 from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, SynthesisConfig, identity
 
-VERSION = 3  # raise it when the same plan would sound different
+VERSION = 4  # raise it when the same plan would sound different
 N_PARTS = 8  # fixed: it decides which utterances share a process
 
 # The 30 words of Speech Commands v0.01 (Warden 2018, arXiv:1804.03209).
@@ -58,15 +59,17 @@ CARRIERS = ("say {} again", "the {} now", "and {} too", "my {} is here", "one {}
 
 @dataclass(frozen=True)
 class Utterance:
-    """One clip to be spoken: who says what."""
+    """One clip to be spoken: who says what, for the how-manieth time (from 0)."""
 
     speaker: str
     word: str
+    take: int = 0
 
     @property
     def clip(self) -> str:
-        """Name of the clip, in the manner of Speech Commands: ``word/voice_accent.wav``."""
-        return f"{self.word}/{self.speaker}.wav"
+        """In the manner of Speech Commands: ``word/voice_accent.wav``, the second time ``word/voice_accent_1.wav``."""
+        again = f"_{self.take}" if self.take else ""
+        return f"{self.word}/{self.speaker}{again}.wav"
 
     def rng(self, purpose: str) -> np.random.Generator:
         """Random numbers of this clip alone, whatever else is in the corpus."""
@@ -105,10 +108,8 @@ class Espeak:
         self._library.espeak_TextToPhonemes.restype = ctypes.c_char_p
         self._heard: list[np.ndarray] = []
         self._words: dict[int, int] = {}  # position in the text, from 0 -> sample where the word begins
-        callback_type = ctypes.CFUNCTYPE(
-            ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
-        )
-        self._callback = callback_type(self._hear)  # kept alive: C holds a pointer to it
+        arguments = ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
+        self._callback = ctypes.CFUNCTYPE(ctypes.c_int, *arguments)(self._hear)  # kept alive: C holds a pointer to it
         self._library.espeak_SetSynthCallback(self._callback)
 
     def _hear(self, samples, count, events) -> int:
@@ -150,9 +151,7 @@ class Espeak:
         cut[-80:] *= fade[::-1]
         return _without_silence(cut)
 
-    def _speech(
-        self, text: str, rate: int, pitch: int, pitch_range: int, vocal_tract: float = 1.0
-    ) -> tuple[np.ndarray, dict[int, int]]:
+    def _speech(self, text: str, rate, pitch, pitch_range, vocal_tract=1.0) -> tuple[np.ndarray, dict[int, int]]:
         """Samples at 16 kHz, and for each word its position in the text and where it begins."""
         for parameter, value in ((self.RATE, rate), (self.PITCH, pitch), (self.RANGE, pitch_range)):
             self._library.espeak_SetParameter(parameter, int(value), 0)
@@ -235,24 +234,42 @@ BABBLE_VOICES = 6  # kept for the noise: no test speaker may be heard in trainin
 def speakers(count: int) -> dict[str, str]:
     """``voice_accent`` -> the name eSpeak NG knows it by, for ``count`` pairs of voice variant and accent.
 
-    The voice is the speaker (the name before ``_``): however many accents it speaks with, a split by
-    speaker keeps them together. Every voice is used once before any is used with another accent.
+    The voice is the speaker: a split by speaker keeps its accents together. Every voice is used once before any is
+    used with another accent.
     """
     variants = voice_variants()[:-BABBLE_VOICES]
     limit = len(variants) * len(ACCENTS)
     if count > limit:
-        raise ValueError(f"eSpeak NG offers {limit} pairs of voice and accent, {count} were asked for")
+        raise ValueError(f"eSpeak NG has {limit} pairs of voice and accent, not {count}")
     pairs = [(ACCENTS[(i + i // len(variants)) % len(ACCENTS)], variants[i % len(variants)]) for i in range(count)]
     return {f"{re.sub('[^A-Za-z0-9]', '-', variant)}_{accent}": f"{accent}+{variant}" for accent, variant in pairs}
 
 
+SUBSETS = ("train", "test", "train", "val", "train", "test", "train", "val", "train", "test")  # of ten voices
+
+
+def subset_of(clip: str) -> str:
+    """``train``, ``val`` or ``test``: half of the voices teach, 3 of 10 test; no voice is in two subsets."""
+    return SUBSETS[_order_of_voices()[clip.rpartition("/")[2].partition("_")[0]] % len(SUBSETS)]
+
+
+@cache
+def _order_of_voices() -> dict[str, int]:
+    return {re.sub("[^A-Za-z0-9]", "-", variant): i for i, variant in enumerate(voice_variants())}
+
+
 def plan(voices: dict[str, str], words: Vocabulary, config: SynthesisConfig) -> list[list[Utterance]]:
-    """What each part of the corpus says, in order: keyword, near-misses, and other words by lot, once each."""
+    """What each part of the corpus says, in order: keyword, near-misses, and other words by lot.
+
+    Those who judge say the keyword several times: of 73 test clips, one decided what was better.
+    """
     parts: list[list[Utterance]] = [[] for _ in range(N_PARTS)]
     for index, speaker in enumerate(voices):
-        others = _rng("others", speaker).choice(words.others, config.other_words, replace=False).tolist()
-        said = (words.keyword, *words.near_misses, *others)
-        parts[index % N_PARTS] += [Utterance(speaker, word) for word in said]
+        teaches = subset_of(speaker) == "train"
+        takes, n_others = (1, config.other_words) if teaches else (config.judged_takes, config.judged_words)
+        others = _rng("others", speaker).choice(words.others, n_others, replace=False).tolist()
+        said = [Utterance(speaker, words.keyword, take) for take in range(takes)]
+        parts[index % N_PARTS] += said + [Utterance(speaker, word) for word in (*words.near_misses, *others)]
     return parts
 
 
@@ -284,11 +301,9 @@ def place(speech: np.ndarray, noise: np.ndarray, rng: np.random.Generator, confi
     speech = speech[:CLIP_SAMPLES]
     speech = signal.lfilter([1, rng.uniform(-0.6, 0.6)], [1], speech)
     start = rng.integers(0, CLIP_SAMPLES - len(speech) + 1)
-    clip = np.zeros(CLIP_SAMPLES)
-    clip[start : start + len(speech)] = speech
+    clip = np.pad(speech, (start, CLIP_SAMPLES - len(speech) - start))
     kind = noise[rng.integers(len(noise))]
-    begin = rng.integers(0, len(kind) - CLIP_SAMPLES)
-    background = kind[begin : begin + CLIP_SAMPLES] / 32768
+    background = kind[(begin := rng.integers(0, len(kind) - CLIP_SAMPLES)) : begin + CLIP_SAMPLES] / 32768
     level = np.sqrt(np.mean(speech**2) / max(np.mean(background**2), 1e-12))
     clip += background * level * 10 ** (-rng.uniform(*config.snr_db) / 20)
     clip *= 10 ** (-rng.uniform(1, 20) / 20) / np.abs(clip).max()
@@ -313,12 +328,10 @@ def noise_recordings(purpose: str, seconds: int = 60) -> dict[str, np.ndarray]:
     for name, exponent in (("white", 0.0), ("pink", 0.5), ("brown", 1.0)):
         recordings[name] = coloured_noise(rng, n, exponent)
     t = np.arange(n) / SAMPLE_RATE
-    overtones = sum(rng.uniform(0.1, 1) / k * np.sin(2 * np.pi * 50 * k * t + rng.uniform(0, 7)) for k in range(1, 12))
-    recordings["hum"] = overtones + 0.02 * rng.standard_normal(n)
-    espeak, voices = (
-        Espeak(),
-        [f"{accent}+{voice}" for voice in voice_variants()[-BABBLE_VOICES:] for accent in ACCENTS],
-    )
+    overtones = (rng.uniform(0.1, 1) / k * np.sin(2 * np.pi * 50 * k * t + rng.uniform(0, 7)) for k in range(1, 12))
+    recordings["hum"] = sum(overtones) + 0.02 * rng.standard_normal(n)
+    voices = [f"{accent}+{voice}" for voice in voice_variants()[-BABBLE_VOICES:] for accent in ACCENTS]
+    espeak = Espeak()
     for name, talkers in (("babble-few", 3), ("babble-many", 8)):
         recordings[name] = sum(_talker(espeak, voices, rng, n) for _ in range(talkers))
     return {k: np.round(x / np.abs(x).max() * 0.9 * 32767).astype(np.int16) for k, x in recordings.items()}
@@ -335,17 +348,13 @@ def _talker(espeak: Espeak, voices: list[str], rng: np.random.Generator, n: int)
     return np.concatenate(spoken)[:n]
 
 
-def _speak_part(
-    part: list[Utterance], voices: dict[str, str], noise: np.ndarray, config: SynthesisConfig
-) -> np.ndarray:
+def _speak_part(part: list[Utterance], voices: dict[str, str], noise: np.ndarray, config: SynthesisConfig):
     espeak = Espeak()
     clips = [place(speak(espeak, voices[u.speaker], u, config), noise, u.rng("place"), config) for u in part]
     return np.stack(clips) if clips else np.zeros((0, CLIP_SAMPLES), np.int16)
 
 
-def make_corpus(
-    parts: list[list[Utterance]], voices: dict[str, str], config: SynthesisConfig, waveforms: np.ndarray
-) -> dict[str, np.ndarray]:
+def make_corpus(parts: list, voices: dict, config: SynthesisConfig, waveforms: np.ndarray) -> dict[str, np.ndarray]:
     """Speak the whole corpus, one fresh process for each part, as many at a time as there are cores.
 
     Args:
@@ -373,8 +382,7 @@ def make_corpus(
 def _fresh_processes() -> Iterator[ProcessPoolExecutor]:
     """Workers that each do one task and end, so that eSpeak NG is always as if just started.
 
-    They need this room, not the program that asked: importing that again, with torch and all, would
-    take longer than speaking, and a script would have to guard against running twice.
+    They need this room, not the program that asked: importing that again, with torch and all, would take longer.
     """
     program = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")

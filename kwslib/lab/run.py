@@ -270,13 +270,14 @@ def _measure(study: Study, model: nn.Module) -> dict:
     speakers = study.corpus.clips["speaker"].to_numpy()[test]
     area = metrics.au_fa_fr(on_test, is_keyword)
     replicates = metrics.bootstrap(on_test, is_keyword, speakers, study.profile.bootstrap)
-    fa, fr, _ = metrics.fa_fr_curve(on_test, is_keyword)
+    fa, fr, _ = metrics.fa_fr_curve(on_test, is_keyword, metrics.at_share(is_keyword))
     corner = np.flatnonzero(np.diff(fr, prepend=np.inf, append=np.inf)[:-1] != 0)  # where a keyword is gained
     return {
         "au_fa_fr": area,
         "au_fa_fr_val": metrics.au_fa_fr(on_val, study.labels[val] == 1),
         "au_fa_fr_ci95": list(metrics.interval95(replicates)),
-        "roc_auc": metrics.roc_auc(area, is_keyword),
+        "au_fa_fr_as_is": metrics.au_fa_fr_as_is(on_test, is_keyword),
+        "roc_auc": metrics.roc_auc(area),
         "n_keyword": int(is_keyword.sum()),
         "n_other": int((~is_keyword).sum()),
         "n_speakers": len(np.unique(speakers)),

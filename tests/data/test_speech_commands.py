@@ -213,7 +213,7 @@ def test_a_word_of_ones_own_beside_the_dataset_is_split_by_speaker_too():
 def test_the_sample_of_the_official_lists_is_reproduced():
     sample = pd.read_csv(HERE / "speech_commands_v0.01_sample.csv")
     assert len(sample) == 200
-    assigned = splits.assign(list(sample["clip"]), "speaker", NAME).set_index("clip")["subset"]
+    assigned = splits.assign(list(sample["clip"]), "speaker", speech_commands.subset_of).set_index("clip")["subset"]
     assert (assigned[sample["clip"]].to_numpy() == sample["subset"].to_numpy()).all()
 
 

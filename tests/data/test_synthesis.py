@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from kwslib.config import SynthesisConfig
+from kwslib.config import SynthesisConfig, profile
 from kwslib.data import corpora, synthesis
 from kwslib.data.synthesis import Vocabulary
 
@@ -14,7 +14,7 @@ def digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-CONFIG = SynthesisConfig(carrier_share=0.5, near_misses=1, other_words=1)
+CONFIG = SynthesisConfig(carrier_share=0.5, near_misses=1, other_words=1, judged_words=1, judged_takes=1)
 WORDS = Vocabulary("sheila", ["shield"], ["go"])
 
 
@@ -128,6 +128,20 @@ def test_what_sounds_like_the_keyword_is_no_negative():
 def test_a_keyword_that_cannot_be_spoken_is_refused():
     with pytest.raises(ValueError, match="cannot speak the keyword '...'"):
         corpora.vocabulary("...")
+
+
+def test_those_who_judge_say_enough_and_never_teach():
+    words = Vocabulary("sheila", ["shield", "shell", "sheep", "she"], [f"word{i}" for i in range(200)])
+    voices = synthesis.speakers(profile("standard").synthetic_speakers)
+    said = [u for part in synthesis.plan(voices, words, SynthesisConfig()) for u in part]
+    assert len({u.clip for u in said}) == len(said)
+    who = {subset: [u for u in said if synthesis.subset_of(u.clip) == subset] for subset in ("train", "val", "test")}
+    names = [{u.speaker.partition("_")[0] for u in utterances} for utterances in who.values()]
+    assert not names[0] & names[1] and not names[0] & names[2] and not names[1] & names[2]
+    assert len(names[2]) >= 24
+    keywords = {subset: sum(u.word == "sheila" for u in utterances) for subset, utterances in who.items()}
+    assert keywords["test"] >= 600 and len(who["test"]) - keywords["test"] >= 5000
+    assert keywords["val"] >= 400 and keywords["train"] == len({u.speaker for u in who["train"]})
 
 
 def test_speakers_are_pairs_of_accent_and_voice():

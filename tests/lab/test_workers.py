@@ -88,7 +88,10 @@ def test_a_study_from_recipes_to_report(study, monkeypatch):
     shown = page.write(study.name).read_text()
     assert "student-int8" in shown and "http" not in shown.replace("http://www.w3.org", "")
     table = (paths.reports(study.name) / "results.csv").read_text().splitlines()
-    assert table[0].startswith("experiment,seed,au_fa_fr,au_fa_fr_val,ci95_low,ci95_high") and len(table) == 9
+    assert (
+        table[0].startswith("experiment,seed,au_fa_fr,au_fa_fr_as_is,au_fa_fr_val,ci95_low,ci95_high")
+        and len(table) == 9
+    )
 
 
 def test_one_process_or_four_and_any_order_give_the_same_bytes(study, home, monkeypatch):

@@ -20,6 +20,7 @@ def record(name, seed, area, macs=1000, size=4000, control=None, order=0, replic
         "epochs": 1,
         "metrics": {
             "au_fa_fr": area,
+            "au_fa_fr_as_is": area * 2,
             "au_fa_fr_val": area / 2,
             "au_fa_fr_ci95": [area / 3, area * 3],
             "roc_auc": 0.9,
