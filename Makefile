@@ -27,7 +27,7 @@ BIN     := $(VENV)/bin
 READY   := $(VENV)/.ready
 
 help:       ## show this list
-	@echo "make TARGET [CORPUS=synthetic|speech_commands_v0.01|FOLDER] [KEYWORD=sheila] [SPLIT=speaker|random] [PROFILE=smoke|standard|full] [SEEDS=3]"
+	@echo "make TARGET [CORPUS=synthetic|speech_commands_part|speech_commands_v0.01|FOLDER] [KEYWORD=sheila] [SPLIT=speaker|random] [PROFILE=smoke|standard|full] [SEEDS=3]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # CPU=1 leaves out the CUDA packages; pip must then be told where PyTorch's CPU wheels are (README).

@@ -42,8 +42,8 @@ def home() -> Path:
 def slug(name: str) -> str:
     """A name that is safe as a folder name on every system; of a long one the beginning and a digest.
 
-    >>> slug("Zoom in!"), slug("arabic-speech-commands"), slug("../con")
-    ('zoom-in', 'arabic-speech-commands', 'con-')
+    >>> slug("Zoom in!"), slug("speech_commands_v0.02"), slug("../con")
+    ('zoom-in', 'speech_commands_v0.02', 'con-')
     """
     safe = re.sub(r"[^\w.-]+", "-", name.strip().lower()).strip("-.") or "unnamed"
     if len(safe.encode()) > MOST_BYTES:
@@ -88,6 +88,11 @@ def downloads() -> Path:
 def stream_spec(name: str) -> Path:
     """The specification of a stream that comes with the repository."""
     return ROOT / "data_splits" / "streams" / f"{name}.json"
+
+
+def clip_list(corpus_name: str) -> Path:
+    """The clips, by name and samples, of a corpus that is part of another one; comes with the repository."""
+    return ROOT / "data_splits" / corpus_name / "clips.csv"
 
 
 def split_csv(corpus_name: str, split: str) -> Path:

@@ -168,6 +168,9 @@ def test_readme_numbers_equal_the_reference_records():
     assert f"{len({record['experiment'] for record in found})} experiments" in readme
     for study in re.findall(r"<!-- results: (\S+) -->", readme):
         folder = ROOT / "reports" / "reference" / study
+        if not folder.exists():  # not published yet: no number may stand there
+            assert f"<!-- results: {study} -->\n<!-- end -->" in readme
+            continue
         table = records.results([records.read(f) for f in sorted((folder / "records").glob("*.json"))])
         assert len(table) == len((folder / "results.csv").read_text().splitlines()) - 1 > 0
         assert all((ROOT / "checkpoints" / "reference" / study / f"{e}-seed{s}.pt").exists()

@@ -23,7 +23,7 @@ from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, SynthesisConfig, identity, 
 from kwslib.data import speech_commands, synthesis
 from kwslib.processes import made_once
 
-NAMES = ("synthetic", *speech_commands.ARCHIVES)  # what is not a folder
+NAMES = ("synthetic", *speech_commands.NAMES)  # what is not a folder
 NOISE_FOLDER = "_background_noise_"
 UNUSABLE_LIMIT = 0.05  # a larger share of files that cannot be read stops the preparation
 VERSION = 2  # raise it when the same recordings would be prepared differently
@@ -89,7 +89,8 @@ def load(
 
     Args:
         corpus: ``synthetic``, ``speech_commands_v0.01``, ``speech_commands_v0.02`` (downloaded on first
-            use), or a folder ``<root>/<word>/<speaker>_*.wav`` (or another format of ``AUDIO``).
+            use), ``speech_commands_part`` (picked from the latter), or a folder
+            ``<root>/<word>/<speaker>_*.wav`` (or another format of ``audio.SUFFIXES``).
         keyword: must be one of its words; the synthetic corpus speaks any word. ``None``: not needed.
         profile_name: how many speakers the synthetic corpus has.
         synthesis_config: how the synthetic corpus speaks.
@@ -103,7 +104,7 @@ def load(
         raise CorpusError("the keyword is empty: give a word, for example KEYWORD=sheila")
     if corpus == "synthetic":
         return _synthetic(keyword or "sheila", profile(profile_name).synthetic_speakers, synthesis_config)
-    root = speech_commands.folder(corpus) if corpus in speech_commands.ARCHIVES else _folder(corpus)
+    root = speech_commands.folder(corpus) if corpus in speech_commands.NAMES else _folder(corpus)
     return _from_folder(root, keyword)
 
 

@@ -1,9 +1,10 @@
-"""Speech Commands (Warden 2018, arXiv:1804.03209): its archives, and its own rule of who is in which subset.
+"""Speech Commands (Warden 2018, arXiv:1804.03209): its archives, a listed part of it, its own rule of subsets.
 
 Addresses and checksums are torchaudio's. The rest is done here, because torchaudio's downloader starts
 over after an interruption, unpacks whatever an archive says, and takes a half-unpacked folder for complete.
 """
 
+import csv
 import gzip
 import hashlib
 import http.client
@@ -14,13 +15,17 @@ from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import soundfile
 from torchaudio.datasets.speechcommands import _CHECKSUMS
 from tqdm.auto import tqdm
 
 from kwslib import paths
+from kwslib.config import SAMPLE_RATE
 from kwslib.processes import made_once
 
 ARCHIVES = {url.rpartition("/")[2].removesuffix(".tar.gz"): (url, sha256) for url, sha256 in _CHECKSUMS.items()}
+PART, WHOLE = "speech_commands_part", "speech_commands_v0.02"  # a list in data_splits/, and what it lists clips of
+NAMES = (*ARCHIVES, PART)
 UNPACKED = 1.7  # times the size of the archive
 TIMEOUT_S = 60
 DAMAGED = (tarfile.TarError, zlib.error, EOFError, gzip.BadGzipFile, ValueError, ArithmeticError, RecursionError)
@@ -48,14 +53,18 @@ def subset_of(clip: str) -> str:
 def folder(name: str) -> Path:
     """The unpacked dataset, downloaded when it is not there yet. An interrupted download is continued.
 
+    The part is picked from the whole dataset; one that lies there already is taken as it is.
+
     Raises:
         DownloadError: no network, cut off, a wrong checksum, an archive that is not what it should be, or
-            too little room.
+            too little room, or recordings that are not those of the part's list.
     """
     target = paths.downloads() / name
     target.parent.mkdir(parents=True, exist_ok=True)
     with made_once(target) as missing:
-        if missing:
+        if missing and name == PART:
+            _pick(folder(WHOLE), target)
+        elif missing:
             archive = target.with_name(name + ".tar.gz")
             if not archive.exists():
                 _download(*ARCHIVES[name], archive)
@@ -123,6 +132,39 @@ def _unpack(archive: Path, target: Path) -> None:
         raise DownloadError(f"{archive} could not be unpacked ({str(error)[:500]}): make room and run again") from None
     finally:
         shutil.rmtree(build, ignore_errors=True)
+
+
+def _pick(whole: Path, target: Path) -> None:
+    """Write the listed recordings as FLAC below ``target``, which appears only when all are there, sample by sample."""
+    with paths.clip_list(PART).open(newline="") as file:
+        listed = {row["clip"]: row["sha256"] for row in csv.DictReader(file)}
+    build = paths.temporary_for(target)
+    unfit: dict[str, str] = {}
+    try:
+        for clip, sha256 in tqdm(listed.items(), desc=f"picking {target.name}", unit="file"):
+            source, copy = (whole / clip).with_suffix(".wav"), build / clip
+            try:
+                samples, _ = soundfile.read(source, dtype="int16")
+            except soundfile.SoundFileError:
+                unfit[clip] = "it is missing or damaged"
+                continue
+            if hashlib.sha256(samples.astype("<i2").tobytes()).hexdigest() != sha256:
+                unfit[clip] = "it has other samples"
+                continue
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(copy, samples, SAMPLE_RATE)
+        if not unfit:
+            build.rename(target)
+    except (OSError, soundfile.SoundFileError) as error:
+        raise DownloadError(f"{target} could not be made ({error}): make room and run again") from None
+    finally:
+        shutil.rmtree(build, ignore_errors=True)
+    if unfit:
+        first, reason = next(iter(unfit.items()))
+        raise DownloadError(
+            f"{len(unfit)} of the {len(listed)} recordings in {paths.clip_list(PART)} are not those of {whole}, "
+            f"the first is {first} ({reason}): delete {whole} and run again to download it anew"
+        )
 
 
 class _Member(tarfile.TarInfo):

@@ -84,7 +84,7 @@ def command(record: dict, n_seeds: int) -> str:
     """The shell line that repeats the study of a record."""
     corpus, split = record["data"]["corpus"], record["data"]["split"]
     synthetic = corpus in ("synthetic", f"synthetic-{paths.slug(record['keyword'])}")
-    by_name = corpus.startswith("speech_commands_v0.0")
+    by_name = corpus.startswith(("speech_commands_v0.0", "speech_commands_part"))
     options = [
         "" if synthetic else f"CORPUS={quote(corpus)}" if by_name else f"CORPUS=<folder of {quote(corpus)}>",
         "" if record["keyword"] == "sheila" else f"KEYWORD={quote(record['keyword'])}",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import soundfile
 
 from kwslib import paths
 from kwslib.data import corpora, speech_commands, splits
@@ -19,6 +20,7 @@ from kwslib.data.speech_commands import DownloadError
 HERE = Path(__file__).parent
 LISTS = HERE.parents[2] / "shared" / "corpora" / "speech_commands_v0.01"
 NAME = "speech_commands_v0.01"
+PART, WHOLE = speech_commands.PART, speech_commands.WHOLE
 
 
 def member(name: str, content: bytes = b"", **fields) -> tuple[tarfile.TarInfo, bytes]:
@@ -86,7 +88,7 @@ def serve(server: Server, content: bytes, monkeypatch, sha256: str | None = None
     server.content = content
     url = f"http://127.0.0.1:{server.server_port}/{NAME}.tar.gz"
     checksum = sha256 or hashlib.sha256(content).hexdigest()
-    monkeypatch.setattr(speech_commands, "ARCHIVES", {NAME: (url, checksum)})
+    monkeypatch.setattr(speech_commands, "ARCHIVES", dict.fromkeys((NAME, WHOLE), (url, checksum)))
 
 
 def left_behind() -> list[str]:
@@ -238,3 +240,81 @@ def test_a_copy_of_the_dataset_in_another_place_gets_the_official_split(folder):
     split = splits.load(corpus, "go", "speaker")
     speakers = {s: set(corpus.clips["speaker"].iloc[getattr(split, s)]) for s in ("val", "test")}
     assert {"026290a7", "060cd039"} <= speakers["val"] and {"0c40e715", "0ea0e2f4"} <= speakers["test"]
+
+
+@pytest.fixture
+def listed(folder, tmp_path, monkeypatch) -> Path:
+    """The list of a part: the first takes of the tiny corpus, and its noise."""
+    lines = ["clip,sha256"]
+    for file in sorted(folder.glob("*/*.wav")):
+        samples, _ = soundfile.read(file, dtype="int16")
+        name = file.relative_to(folder).with_suffix(".flac").as_posix()
+        lines.append(f"{name},{hashlib.sha256(samples.tobytes()).hexdigest()}")
+    path = tmp_path / "clips.csv"
+    path.write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(paths, "clip_list", lambda name: path)
+    return path
+
+
+def test_the_part_is_picked_once_and_equals_a_folder_of_its_recordings(server, listed, tmp_path):
+    corpus = corpora.load(PART, "go")
+    assert corpus.name == PART and len(corpus.clips) == 36 and list(corpus.noise) == ["hiss.flac"]
+    assert left_behind() == [PART, WHOLE]
+    copy = tmp_path / "elsewhere" / PART
+    shutil.copytree(paths.downloads() / PART, copy)
+    same = corpora.load(str(copy), "go")
+    assert (same.name, same.fingerprint) == (corpus.name, corpus.fingerprint)
+    shutil.rmtree(paths.downloads() / WHOLE)  # not needed any more
+    corpora.load(PART, "stop")
+    assert len(server.requested) == 1
+
+
+def test_a_part_that_lies_there_is_taken_without_its_list(folder, server):
+    paths.downloads().mkdir(parents=True)
+    folder.rename(paths.downloads() / PART)
+    assert len(corpora.load(PART, "go").clips) == 72
+    assert server.requested == []
+
+
+def test_a_listed_recording_with_other_samples_is_one_sentence(server, listed):
+    lines = listed.read_text().split("\n")
+    lines[2] = lines[2][:-64] + "0" * 64
+    listed.write_text("\n".join(lines))
+    with pytest.raises(DownloadError, match=r"1 of the 37 .* first is go/s00_nohash_0.flac \(it has other samples\)"):
+        corpora.load(PART, "go")
+    assert left_behind() == [WHOLE]
+
+
+def test_a_listed_recording_that_is_missing_is_one_sentence(server, listed):
+    with listed.open("a") as file:
+        file.write(f"go/zoe_nohash_0.flac,{0:064}\nstop/zoe_nohash_0.flac,{0:064}\n")
+    with pytest.raises(
+        DownloadError, match=r"2 of the 39 .* first is go/zoe_nohash_0.flac \(it is missing or damaged\)"
+    ):
+        corpora.load(PART, "go")
+    assert left_behind() == [WHOLE]
+
+
+def test_an_interrupted_or_failed_pick_leaves_no_folder(server, listed, monkeypatch):
+    write, reasons = soundfile.write, iter([KeyboardInterrupt(), OSError(28, "No space left on device")])
+
+    def fail_at_the_second_word(file, *rest):
+        if "stop" in Path(file).parts:
+            raise next(reasons)
+        write(file, *rest)
+
+    monkeypatch.setattr(soundfile, "write", fail_at_the_second_word)
+    with pytest.raises(KeyboardInterrupt):
+        corpora.load(PART, "go")
+    assert left_behind() == [WHOLE]
+    with pytest.raises(DownloadError, match="No space left on device.*: make room and run again"):
+        corpora.load(PART, "go")
+    assert left_behind() == [WHOLE]
+
+
+def test_the_recorded_split_of_the_part_is_that_of_its_listed_clips():
+    listed = set(pd.read_csv(paths.clip_list(PART), dtype=str)["clip"])
+    recorded = (paths.ROOT / "data_splits" / PART / "speaker.csv").read_text()
+    clips = [line.partition(",")[0] for line in recorded.splitlines()[1:]]
+    assert set(clips) <= listed and len(listed) == 7297
+    assert splits.assign(clips, "speaker", PART).to_csv(index=False) == recorded
