@@ -1,5 +1,6 @@
 """Recordings as people have them: files of any format, rate and length -> float32 mono at 16 kHz."""
 
+import os
 import re
 from pathlib import Path
 
@@ -20,6 +21,23 @@ SAMPLES_PER_BYTE = 100  # speech packs to a byte for 50 at most, but a few bytes
 
 class AudioError(ValueError):
     """The recording cannot be used; the message says which and why."""
+
+
+def files_below(root: Path) -> list[str]:
+    """Names of all audio files in a folder and those in it, relative to it, sorted; hidden ones do not count.
+
+    Folders five deep are not looked into, for a link may lead in a circle: their names are given, with a / behind.
+    """
+    found = []
+    for folder, inner, files in os.walk(root, followlinks=True):
+        below = os.path.relpath(folder, root).replace(os.sep, "/")
+        prefix = "" if below == "." else f"{below}/"
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        if prefix.count("/") > 3:
+            found += [f"{prefix}{name}/" for name in inner]
+            inner.clear()
+        found += [prefix + f for f in files if os.path.splitext(f)[1].lower() in SUFFIXES and not f.startswith(".")]
+    return sorted(found)
 
 
 def read(path: Path) -> np.ndarray:

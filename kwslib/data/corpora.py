@@ -4,6 +4,7 @@ All become the same thing, prepared once: a table of clips and one memory-mapped
 with a row of 16,000 samples for each, in ``data/``. A changed folder is prepared anew.
 """
 
+import difflib
 import hashlib
 import json
 import os
@@ -25,6 +26,9 @@ from kwslib.processes import made_once
 
 NAMES = ("synthetic", *speech_commands.NAMES)  # what is not a folder
 NOISE_FOLDER = "_background_noise_"
+LAYOUTS = {1: "<root>/<word>/<file>", 2: "<root>/<word>/<speaker>/<file>"}  # by the number of / in a clip's name
+PARTS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}  # hardly all the words there are
+DEAD = "a dead link: there is no file where it leads"
 UNUSABLE_LIMIT = 0.05  # a larger share of files that cannot be read stops the preparation
 VERSION = 2  # raise it when the same recordings would be prepared differently
 
@@ -47,7 +51,7 @@ class Corpus:
         fingerprint: changes when any name or sample changes.
         planned: names this corpus would hold at full size (the smoke profile speaks fewer).
         folder: where its prepared arrays are kept.
-        subset_of: its own rule of who is in which subset, from a clip's name; None: any rule will do.
+        subset_of: its own rule of who is in which subset, by a speaker's name; None: any rule will do.
     """
 
     name: str
@@ -66,8 +70,8 @@ class Corpus:
 
     @property
     def names_tell_speakers(self) -> bool:
-        """Whether most file names have a ``_`` and some begin alike, so that speakers can be told apart."""
-        with_speaker = self.clips["clip"].str.rpartition("/")[2].str.contains("_").mean()
+        """Whether most clips have a speaker's folder or a ``_`` in their name, and some a speaker in common."""
+        with_speaker = self.clips["clip"].str.partition("/")[2].str.contains("[/_]").mean()
         return with_speaker > 0.5 and self.clips["speaker"].duplicated().any()
 
     def summary(self) -> pd.Series:
@@ -89,8 +93,8 @@ def load(
 
     Args:
         corpus: ``synthetic``, ``speech_commands_v0.01``, ``speech_commands_v0.02`` (downloaded on first
-            use), ``speech_commands_part`` (picked from the latter), or a folder
-            ``<root>/<word>/<speaker>_*.wav`` (or another format of ``audio.SUFFIXES``).
+            use), ``speech_commands_part`` (picked from the latter), or a folder of one of the ``LAYOUTS``,
+            which may be in its ``train/audio``, as Kaggle has it.
         keyword: must be one of its words; the synthetic corpus speaks any word. ``None``: not needed.
         profile_name: how many speakers the synthetic corpus has.
         synthesis_config: how the synthetic corpus speaks.
@@ -129,14 +133,14 @@ def clean_keyword(corpus: str, keyword: str) -> str:
 
 
 def speaker_of(clip: str) -> str:
-    """The speaker, by the convention of Speech Commands: the file name before the first ``_``.
+    """The speaker: a folder in the word's, or, as in Speech Commands, the file name before the first ``_``.
 
-    Of a name without one nobody knows the speaker: the whole name is taken.
+    Of a name with neither nobody knows the speaker: the whole name is taken.
 
-    >>> speaker_of("sheila/0a7c2a8d_nohash_0.wav")
-    '0a7c2a8d'
+    >>> speaker_of("sheila/0a7c2a8d_nohash_0.wav"), speaker_of("sheila/zoe_b/1.wav")
+    ('0a7c2a8d', 'zoe_b')
     """
-    return Path(clip).stem.split("_")[0]
+    return clip.split("/")[1] if clip.count("/") == 2 else Path(clip).stem.split("_")[0]
 
 
 def _composed(name: str) -> str:
@@ -174,20 +178,28 @@ def _synthetic(keyword: str, n_speakers: int, config: SynthesisConfig) -> Corpus
 
 
 def _from_folder(root: Path, keyword: str | None) -> Corpus:
-    found = _audio_below(root)
-    noise_files = [name for name in found if name.rpartition("/")[0] == NOISE_FOLDER]
-    files = [name for name in found if name.count("/") == 1 and not name.startswith("_")]
-    words = sorted({_composed(_word(name)) for name in files})
-    if not files:
-        raise CorpusError(f"no recordings in {root}: expected <root>/<word>/*.wav or *.flac")
-    if keyword is not None and _composed(keyword) not in words:
-        raise CorpusError(f"the keyword {keyword!r} is not in {root}: its words are {', '.join(words)}")
+    name = paths.slug(root.name)
+    found = audio.files_below(root)
+    if found and all(file.startswith(("train/audio/", "test/audio/")) for file in found):
+        root = root / "train" / "audio"  # Kaggle's Speech Commands; nobody says what the words of its test part are
+        found = audio.files_below(root)
+    noise_files = [file for file in found if file.rpartition("/")[0] == NOISE_FOLDER]
+    of_words = [file for file in found if file.count("/") in LAYOUTS and not file.startswith(f"{NOISE_FOLDER}/")]
+    depth = min((file.count("/") for file in of_words), default=1)  # a folder in a word's is no speaker beside files
+    files = [file for file in of_words if file.count("/") == depth]
+    dead = {file for file in found if not os.path.exists(root / file)}
+    if dead.issuperset(files):
+        others = f". What there is lies elsewhere or is a dead link, such as {_printable(found[0])}" if found else ""
+        raise CorpusError(f"no recordings in {root}, where {LAYOUTS[1]} or {LAYOUTS[2]} is expected{others}")
+    place = f"this folder is read as {LAYOUTS[depth]}, its noise as <root>/{NOISE_FOLDER}/<file>"
+    _check_words(root, found, sorted({_printable(_word(file)) for file in files}), keyword, place)
     listing = []
     for file in found:
-        status = os.stat(root / file)
+        status = os.stat(root / file, follow_symlinks=file not in dead)
         listing.append((ascii(file), status.st_size, status.st_mtime_ns))
-    name = paths.slug(root.name)
+    listing += [ascii(file) for file in files if file.startswith("_")]  # what was prepared without them is no use
     folder = paths.data() / f"{name}-{identity(VERSION, listing)[:8]}"
+    files, noise_files = ([file for file in some if file not in dead] for some in (files, noise_files))
 
     def make(build: Path) -> None:
         clips, left_out = _read_files(root, files, _new_store(build, len(files)))
@@ -195,7 +207,7 @@ def _from_folder(root: Path, keyword: str | None) -> Corpus:
         own_noise = bool(noise)
         noise = noise or synthesis.in_fresh_process(synthesis.noise_recordings, "background")
         elsewhere = sorted(set(found).difference(files, noise_files))
-        misplaced = {_printable(file): "not in a word's folder: expected <root>/<word>/<file>" for file in elsewhere}
+        misplaced = {_printable(file): DEAD if file in dead else f"lies elsewhere: {place}" for file in elsewhere}
         _finish(build, clips, noise, _left_out(left_out | no_noise | misplaced), list(clips["clip"]), own_noise)
 
     _prepare_once(folder, make)
@@ -205,18 +217,19 @@ def _from_folder(root: Path, keyword: str | None) -> Corpus:
     return corpus
 
 
-def _audio_below(root: Path) -> list[str]:
-    """Names of all audio files in a folder and those in it, relative to it, sorted; hidden ones do not count."""
-    found = []
-    for folder, inner, files in os.walk(root, followlinks=True):
-        below = os.path.relpath(folder, root).replace(os.sep, "/")
-        deep = below.count("/") > 2  # nobody keeps recordings there, and a link may lead in a circle
-        inner[:] = [] if deep else [name for name in inner if not name.startswith(".")]
-        prefix = "" if below == "." else f"{below}/"
-        found += [
-            prefix + f for f in files if os.path.splitext(f)[1].lower() in audio.SUFFIXES and not f.startswith(".")
-        ]
-    return sorted(found)
+def _check_words(root: Path, found: list[str], words: list[str], keyword: str | None, place: str) -> None:
+    """Refuse a folder without the keyword, or one whose folders may be no words."""
+    if keyword is None and LAYOUTS[2] in place and (len(words) == 1 or PARTS.issuperset(words)):
+        raise CorpusError(
+            f"in {root}, is {words[0]!r} a word, with a folder for each speaker, or does it hold the folders of words? "
+            f"If it is a word, name the keyword; if not, give {root / words[0]}"
+        )
+    if keyword is not None and (word := _composed(keyword)) not in words:
+        near = words if len(words) <= 20 else difflib.get_close_matches(word, words, 5, cutoff=0)
+        its = "its words are" if near is words else f"the nearest of its {len(words):,} words are"
+        other = next((file for file in map(_printable, found) if word in file.split("/")[:-1]), None)
+        hint = f". {other} is not of that word: {place}" if other else ""
+        raise CorpusError(f"the keyword {keyword!r} is not in {root}: {its} {', '.join(near)}{hint}")
 
 
 def _printable(name: str) -> str:
@@ -276,12 +289,13 @@ def _read_files(root: Path, files: list[str], store: np.ndarray) -> tuple[pd.Dat
             store[len(by_content)] = samples
             by_content[content] = clip
             names.add(clip)
-    if len(unreadable) > UNUSABLE_LIMIT * len(files):
+    missed = [reason for clip, reason in unreadable.items() if not clip.startswith("_")]  # _silence_ may be silent
+    if len(missed) > UNUSABLE_LIMIT * len(files):
         listing = paths.data() / f"{paths.slug(root.name)}-unusable.csv"
         paths.write_atomically(listing, _left_out(unreadable).to_csv(index=False))
         raise CorpusError(
-            f"{len(unreadable)} of {len(files)} files in {root} cannot be used, for example: "
-            f"{next(iter(unreadable.values()))}. All of them: {listing}"
+            f"{len(missed)} of {len(files)} files in {root} cannot be used, for example: "
+            f"{missed[0]}. All of them: {listing}"
         )
     kept = [row for row, content in enumerate(by_content) if content not in contradicted]
     if contradicted:

@@ -3,7 +3,7 @@
 A split depends on the recorded names alone, never on the order of files or on a random state.
 ``speaker``: no speaker in two subsets, about 60/20/20 of the clips; for Speech Commands and
 synthetic speech their own rules.
-``random``: 80/20 by clip and the 20 % serve as val and test, as in the reports.
+``random``: 80/20 by clip, word by word, and the 20 % serve as val and test, as in the reports.
 """
 
 import csv
@@ -56,13 +56,15 @@ def assign(clips: list[str], split: str, subset_of: Callable[[str], str] | None 
         raise SplitError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
     table = pd.DataFrame({"clip": sorted(clips)})
     if split == "random":
-        order = table["clip"].map(_rank).rank(method="first") - 1
-        table["subset"] = np.where(order < round(0.8 * len(table)), "train", "test")
-        return table
-    if subset_of is not None:
-        table["subset"] = table["clip"].map(subset_of)
+        of_word = table["clip"].map(_rank).rank().groupby(table["clip"].str.partition("/")[0])
+        n = of_word.transform("size")
+        n_train = (n - (0.2 * n).round().clip(lower=1)).clip(lower=1)  # one to test, if it is not the only one
+        table["subset"] = np.where(of_word.rank() <= n_train, "train", "test")
         return table
     speaker = table["clip"].map(speaker_of)
+    if subset_of is not None:
+        table["subset"] = speaker.map(subset_of)
+        return table
     counts = speaker.value_counts()
     ranked = sorted(counts.index, key=_rank)
     # A speaker belongs where the middle of its clips falls when all clips stand in a row.
@@ -74,27 +76,32 @@ def assign(clips: list[str], split: str, subset_of: Callable[[str], str] | None 
 
 
 def load(corpus: Corpus, keyword: str, split: str) -> Split:
-    """The recorded split of a corpus, made on first use and verified on every one.
+    """The recorded split of a corpus, made on first use if it is usable, and verified on every one.
 
     Raises:
         SplitError: the recorded file was edited, names other clips than the corpus holds,
             shares a speaker between subsets, or leaves a subset without the keyword.
     """
     path = paths.split_csv(corpus.name, split)
-    if not path.exists():
-        table = assign(corpus.planned, split, corpus.subset_of)
-        text = table.to_csv(index=False)
-        paths.write_atomically(path, text)
-        meta = {"corpus": corpus.name, "split": split, "clips": len(table), "sha256": _digest(text)}
-        paths.write_json(path.with_suffix(".json"), meta)
-    return _verified(corpus, keyword, split)
+    if path.exists():
+        return _usable(corpus, keyword, split, *_recorded(corpus, split), where=str(path))
+    table = assign(corpus.planned, split, corpus.subset_of)
+    text = table.to_csv(index=False)
+    subset = table.set_index("clip")["subset"]
+    # Only a usable one is recorded: more recordings, the remedy for all others, would not fit it.
+    usable = _usable(corpus, keyword, split, subset, _digest(text), where=f"the {split} split of {corpus.name}")
+    paths.write_atomically(path, text)
+    meta = {"corpus": corpus.name, "split": split, "clips": len(table), "sha256": _digest(text)}
+    paths.write_json(path.with_suffix(".json"), meta)
+    return usable
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _verified(corpus: Corpus, keyword: str, split: str) -> Split:
+def _recorded(corpus: Corpus, split: str) -> tuple[pd.Series, str]:
+    """Subsets by clip and the digest of the file, if that is as it was written and fits the corpus."""
     path = paths.split_csv(corpus.name, split)
     again = f"delete {path} (and its .json) to make a new one"
     try:
@@ -122,12 +129,19 @@ def _verified(corpus: Corpus, keyword: str, split: str) -> Split:
         shared = rows.groupby(corpus.clips["speaker"]).nunique() > 1
         if shared.any():
             raise SplitError(f"speaker {shared.idxmax()!r} is in two subsets of {path}: {again}")
+    return subset, recorded
+
+
+def _usable(corpus: Corpus, keyword: str, split: str, subset: pd.Series, digest: str, where: str) -> Split:
+    """The split, if all of its parts have enough of the keyword and of other words."""
+    rows = corpus.clips["clip"].map(subset)
     train, val, test = (np.flatnonzero(rows == name) for name in SHARES)
-    result = Split(split, train, test if split == "random" else val, test, recorded)
+    result = Split(split, train, test if split == "random" else val, test, digest)
     who = "speakers" if split == "speaker" else "clips"  # a split by clip works with one speaker, too
     advice = "record more"
     if split == "speaker":
-        advice = "record more speakers (the name before the first _ of a file is its speaker), or use SPLIT=random"
+        known_by = "the name before the first _ of a file is its speaker, or the folder in <word>/<speaker>/<file>"
+        advice = f"record more speakers ({known_by}), or use SPLIT=random"
     is_keyword = corpus.is_keyword(keyword)
     for name in SHARES:
         rows_of_part = getattr(result, name)
@@ -135,10 +149,10 @@ def _verified(corpus: Corpus, keyword: str, split: str) -> Split:
         found = spoken["speaker" if split == "speaker" else "clip"].nunique()
         if found < 2:
             raise SplitError(
-                f"the {name} part of {path} has {found} {who} of {keyword!r}, at least 2 are needed: {advice}"
+                f"the {name} part of {where} has {found} {who} of {keyword!r}, at least 2 are needed: {advice}"
             )
         if len(spoken) == len(rows_of_part):
-            raise SplitError(f"the {name} part of {path} has no other words than {keyword!r}: record some")
+            raise SplitError(f"the {name} part of {where} has no other words than {keyword!r}: record some")
     return result
 
 
@@ -175,13 +189,13 @@ def meaning_of_leaks(corpus: Corpus, split: Split) -> str:
     known = leaks(corpus, split).loc["train / test", "clips of known speakers"]
     if not corpus.names_tell_speakers:
         return (
-            "**The file names tell no speakers** (a speaker is what stands before the first `_`), so the same person "
-            "may be in all parts: the results say how the model does on people it knows."
+            "**The file names tell no speakers** (a speaker is what stands before the first `_`, or a folder in the "
+            "word's), so the same person may be in all parts: the results say how the model does on people it knows."
         )
     if known == 0:
         return (
-            "By the file names, no test speaker was heard in training: the results say how the model does on people it "
-            "has never heard."
+            "By the names of files and folders, no test speaker was heard in training: the results say how the model "
+            "does on people it has never heard."
         )
     return (
         f"**{known:.1%} of the test clips are by speakers who also speak in training**: the results say how the model "

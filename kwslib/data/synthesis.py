@@ -248,9 +248,9 @@ def speakers(count: int) -> dict[str, str]:
 SUBSETS = ("train", "test", "train", "val", "train", "test", "train", "val", "train", "test")  # of ten voices
 
 
-def subset_of(clip: str) -> str:
-    """``train``, ``val`` or ``test``: half of the voices teach, 3 of 10 test; no voice is in two subsets."""
-    return SUBSETS[_order_of_voices()[clip.rpartition("/")[2].partition("_")[0]] % len(SUBSETS)]
+def subset_of(speaker: str) -> str:
+    """``train``, ``val`` or ``test``: half of the voices teach, 3 of 10 test, with whatever accent."""
+    return SUBSETS[_order_of_voices()[speaker.partition("_")[0]] % len(SUBSETS)]
 
 
 @cache

@@ -95,7 +95,6 @@ def test_a_messy_folder_is_read_and_what_is_left_out_is_listed(folder):
     """Names with blanks and other letters, formats side by side, copies, hidden and foreign files."""
     rng = np.random.default_rng(5)
     (folder / "été").mkdir()
-    (folder / "_private").mkdir()
     for i in range(3):
         soundfile.write(folder / "été" / f"zoë {i}_1.wav", rng.uniform(-0.1, 0.1, 5_000), SAMPLE_RATE)
     twin = (folder / "été" / "zoë 0_1.wav").read_bytes()
@@ -107,7 +106,8 @@ def test_a_messy_folder_is_read_and_what_is_left_out_is_listed(folder):
     (folder / "go" / "phone_1.m4a").write_bytes(b"\0\0\0 ftypM4A ")
     (folder / "go" / "deep").mkdir()
     soundfile.write(folder / "go" / "deep" / "x_1.wav", rng.uniform(-0.1, 0.1, 5_000), SAMPLE_RATE)
-    soundfile.write(folder / "_private" / "y_1.wav", rng.uniform(-0.1, 0.1, 5_000), SAMPLE_RATE)
+    soundfile.write(folder / "y_1.wav", rng.uniform(-0.1, 0.1, 5_000), SAMPLE_RATE)
+    (folder / "a" / "b" / "c" / "d" / "e").mkdir(parents=True)
     soundfile.write(folder / "go" / "faint_1.wav", np.full(5_000, 1e-6), SAMPLE_RATE, subtype="FLOAT")
     soundfile.write(folder / "_background_noise_" / "file.wav", rng.uniform(-0.1, 0.1, 20_000), SAMPLE_RATE)
     soundfile.write(folder / "_background_noise_" / "hiss.flac", rng.uniform(-0.1, 0.1, 20_000), SAMPLE_RATE)
@@ -121,13 +121,106 @@ def test_a_messy_folder_is_read_and_what_is_left_out_is_listed(folder):
     assert left_out.pop("_background_noise_/blip.wav") == "background noise must be longer than a second"
     assert "cannot read" in left_out.pop("go/phone_1.m4a")
     assert "too faint" in left_out.pop("go/faint_1.wav")
-    assert "not in a word's folder" in left_out.pop("go/deep/x_1.wav")
-    assert "not in a word's folder" in left_out.pop("_private/y_1.wav")
+    for elsewhere in ("go/deep/x_1.wav", "y_1.wav", "a/b/c/d/e/"):
+        assert "lies elsewhere: this folder is read as <root>/<word>/<file>, its noise" in left_out.pop(elsewhere)
     assert set(corpus.noise) == {"file.wav", "hiss.flac", "hiss.wav"}
     assert left_out.pop("été/zoë 1_1.wav") == "the same recording as été/also_1.wav"
     for copy in ("été/zoë 0_1.wav", "été/copy_1.wav", "go/copy_1.wav"):  # under two words: which one is right?
         assert "the same recording as" in left_out.pop(copy)
     assert not left_out
+
+
+def test_words_may_begin_with_an_underscore_and_silence_may_be_silent(folder):
+    first = corpora.load(str(folder), "go")
+    (folder / "stop").rename(folder / "_unknown_")
+    (folder / "zoom in").rename(folder / "_noise")
+    (folder / "_silence_").mkdir()
+    for i in range(10):
+        soundfile.write(folder / "_silence_" / f"s{i}_0.wav", np.zeros(8_000), SAMPLE_RATE)
+    corpus = corpora.load(str(folder), "_unknown_")
+    assert corpus.clips["word"].value_counts().to_dict() == {"go": 24, "_unknown_": 24, "_noise": 24}
+    assert corpus.folder != first.folder and list(corpus.noise) == ["hiss.wav"]
+    assert corpus.unusable["reason"].str.contains("every sample is zero").sum() == len(corpus.unusable) == 10
+
+
+def test_dead_links_are_left_out(folder):
+    try:
+        (folder / "go" / "s77_nohash_0.wav").symlink_to(folder / "gone.wav")
+        (folder / "go" / "s77_nohash_1.wav").symlink_to("s77_nohash_1.wav")
+        (folder / "_background_noise_" / "hum.wav").symlink_to(folder / "gone.wav")
+    except OSError:
+        pytest.skip("this system does not let everybody make links")
+    corpus = corpora.load(str(folder), "go")
+    assert len(corpus.clips) == 72 and list(corpus.noise) == ["hiss.wav"]
+    assert set(corpus.unusable["reason"]) == {"a dead link: there is no file where it leads"}
+    assert len(corpus.unusable) == 3
+    shutil.rmtree(folder / "stop")
+    (folder / "stop").mkdir()
+    (folder / "stop" / "s00_nohash_0.wav").symlink_to(folder / "gone.wav")
+    with pytest.raises(CorpusError, match="no recording of 'stop' .* could be read"):
+        corpora.load(str(folder), "stop")
+    for file in folder.glob("[!_]*/*.wav"):
+        file.unlink()
+        file.symlink_to(folder / "gone.wav")
+    for file in folder.glob("[!_]*/*.flac"):
+        file.unlink()
+    with pytest.raises(CorpusError, match="no recordings in .* is a dead link, such as"):
+        corpora.load(str(folder), "go")
+
+
+def by_speaker(folder):
+    """The same recordings as ``<word>/<speaker>/<take>``."""
+    for file in sorted(folder.glob("[!_]*/*")):
+        speaker, _, take = file.name.split("_")
+        (file.parent / f"p_{speaker}").mkdir(exist_ok=True)
+        file.rename(file.parent / f"p_{speaker}" / take)
+
+
+def test_speakers_may_have_folders(folder):
+    flat = corpora.load(str(folder), "go")
+    by_speaker(folder)
+    corpus = corpora.load(str(folder), "go")
+    assert corpus.clips.iloc[0][["clip", "word", "speaker"]].to_list() == ["go/p_s00/0.wav", "go", "p_s00"]
+    assert (corpus.clips["content"] == flat.clips["content"]).all() and list(corpus.noise) == ["hiss.wav"]
+    assert corpus.names_tell_speakers and corpus.summary()["speakers"] == 12
+    assert corpora.load(str(folder), None).fingerprint == corpus.fingerprint
+    soundfile.write(folder / "go" / "extra.wav", np.random.default_rng(1).uniform(-0.1, 0.1, 5_000), SAMPLE_RATE)
+    message = r"'stop' is not in .*: its words are go. stop/p_s00/0.wav is not of that word: .* <root>/<word>/<file>,"
+    with pytest.raises(CorpusError, match=message):  # beside files, a folder in a word's may be anything
+        corpora.load(str(folder), "stop")
+
+
+def test_the_layout_of_kaggle_is_read(folder):
+    flat = corpora.load(str(folder), "go")
+    root = folder.with_name("kaggle")
+    shutil.move(folder, root / "train" / "audio")
+    (root / "test" / "audio").mkdir(parents=True)
+    shutil.copy(root / "train" / "audio" / "go" / "s00_nohash_0.wav", root / "test" / "audio" / "clip_1.wav")
+    corpus = corpora.load(str(root), "go")
+    assert corpus.name == "kaggle" and corpus.fingerprint == flat.fingerprint
+    (root / "train").rename(root / "training")
+    with pytest.raises(CorpusError, match="'go' is not in .* training/audio/go/s00_nohash_0.wav is not of that word"):
+        corpora.load(str(root), "go")
+
+
+@pytest.mark.parametrize("parts", [("words",), ("train", "test")])
+def test_folders_of_words_are_not_taken_for_words(folder, parts):
+    root = folder.with_name("wrapped")
+    for part in parts:
+        shutil.copytree(folder, root / part)
+    with pytest.raises(CorpusError, match=f"'go' is not in .*its words are .*{parts[-1]}/go/s00_nohash_0.wav is not"):
+        corpora.load(str(root), "go")
+    with pytest.raises(CorpusError, match="or does it hold the folders of words"):
+        corpora.load(str(root), None)
+    assert len(corpora.load(str(root / parts[0]), None).clips) == 72
+
+
+def test_of_many_words_the_nearest_are_named(folder):
+    for i in range(100):
+        (folder / f"word{i}").mkdir()
+        (folder / f"word{i}" / "s_0.wav").write_bytes(b"not looked into")
+    with pytest.raises(CorpusError, match="the nearest of its 103 words are stop(, [^,]+){4}$"):
+        corpora.load(str(folder), "stopp")
 
 
 def test_letters_with_accents_are_the_same_however_a_system_writes_them(folder):

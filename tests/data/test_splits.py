@@ -33,10 +33,20 @@ def test_speaker_split_shares_no_speaker_and_has_the_wanted_sizes():
 def test_random_split_is_80_20_and_val_is_test(folder):
     corpus = corpora.load(str(folder), "go")
     split = splits.load(corpus, "go", "random")
-    assert len(split.train) == round(0.8 * 72)
+    assert len(split.train) / 72 == pytest.approx(0.8, abs=0.02)
     assert (split.val == split.test).all()
     leaks = splits.leaks(corpus, split)
     assert leaks.loc["train / test", "shared speakers"] > 0
+
+
+@pytest.mark.parametrize(("clips", "in_test"), [(1, 0), (2, 1), (3, 1), (5, 1), (10, 2), (11, 2), (24, 5)])
+def test_random_split_divides_each_word(clips, in_test):
+    rare = [f"rare/{i}.wav" for i in range(clips)]
+    table = splits.assign(NAMES + rare, "random")
+    subset = table.set_index("clip")["subset"]
+    assert (subset[rare] == "test").sum() == in_test
+    assert (subset[NAMES] == "train").groupby([name[0] for name in NAMES]).mean().to_list() == [0.8] * 3
+    assert subset[rare].equals(splits.assign(rare, "random").set_index("clip")["subset"][rare])
 
 
 def test_the_recorded_split_is_reused_and_covers_every_clip_once(folder):
@@ -98,6 +108,37 @@ def test_a_keyword_of_one_speaker_is_refused(folder):
     soundfile.write(folder / "rare" / "s00_nohash_0.wav", np.random.default_rng(0).normal(size=8000) * 0.1, SAMPLE_RATE)
     with pytest.raises(SplitError, match="speakers of 'rare', at least 2 are needed"):
         splits.load(corpora.load(str(folder), "rare"), "rare", "speaker")
+
+
+def test_a_split_that_is_not_usable_is_not_recorded(folder, tmp_path):
+    """Who records more afterwards, as the message says, is not told that the split does not fit."""
+    late = [file for file in folder.glob("go/*") if file.name > "s03"]
+    for file in late:
+        file.rename(tmp_path / file.name)
+    with pytest.raises(SplitError, match="part of the speaker split of tones has . speakers of 'go'.* record more"):
+        splits.load(corpora.load(str(folder), "go"), "go", "speaker")
+    assert not list(paths.split_csv("tones", "speaker").parent.glob("*"))
+    for file in late:
+        (tmp_path / file.name).rename(file)
+    assert len(splits.load(corpora.load(str(folder), "go"), "go", "speaker").test)
+
+
+def test_speakers_with_folders_are_kept_apart(folder):
+    for file in sorted(folder.glob("[!_]*/*")):  # the same names for all speakers
+        speaker, _, take = file.name.split("_")
+        (file.parent / speaker).mkdir(exist_ok=True)
+        file.rename(file.parent / speaker / f"take_{take}")
+    copy = shutil.copytree(folder, folder.with_name("speech_commands_v0.01"))
+    for root in (folder, copy):
+        corpus = corpora.load(str(root), "go")
+        table = splits.assign(corpus.planned, "speaker", corpus.subset_of)
+        assert (table.groupby(table["clip"].str.split("/").str[1])["subset"].nunique() == 1).all()
+    corpus = corpora.load(str(folder), "go")
+    split = splits.load(corpus, "go", "speaker")
+    assert (splits.leaks(corpus, split)["shared speakers"] == 0).all()
+    assert "has never heard" in splits.meaning_of_leaks(corpus, split)
+    by_clip = splits.load(corpus, "go", "random")
+    assert "speakers who also speak in training" in splits.meaning_of_leaks(corpus, by_clip)
 
 
 def only_one_speaker(folder):

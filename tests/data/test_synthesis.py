@@ -135,7 +135,7 @@ def test_those_who_judge_say_enough_and_never_teach():
     voices = synthesis.speakers(profile("standard").synthetic_speakers)
     said = [u for part in synthesis.plan(voices, words, SynthesisConfig()) for u in part]
     assert len({u.clip for u in said}) == len(said)
-    who = {subset: [u for u in said if synthesis.subset_of(u.clip) == subset] for subset in ("train", "val", "test")}
+    who = {subset: [u for u in said if synthesis.subset_of(u.speaker) == subset] for subset in ("train", "val", "test")}
     names = [{u.speaker.partition("_")[0] for u in utterances} for utterances in who.values()]
     assert not names[0] & names[1] and not names[0] & names[2] and not names[1] & names[2]
     assert len(names[2]) >= 24
