@@ -167,7 +167,8 @@ class Results:
     def table(self, *experiments: str) -> Markdown:
         """The results as a notebook shows them: all experiments, or the named ones."""
         rows = self.summary.loc[list(experiments)] if experiments else self.summary
-        return Markdown(tables.markdown(tables.display_table(rows)))
+        power = tables.say_power(records.clear_ratios(self.records, rows))
+        return Markdown(tables.markdown(tables.display_table(rows)) + (f"\n\n{power}" if power else ""))
 
     def gain(self, *experiments: str) -> pd.DataFrame:
         """What experiments gained over their controls, in AU-FA-FR, with 95 % intervals and a verdict."""

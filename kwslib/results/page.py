@@ -63,7 +63,11 @@ def render(study: str, folder: Path, still: str = "") -> str:
         n_seeds=int(summary["seeds"].max()),
         table=_html(tables.display_table(summary)),
         front=_html(tables.display_table(tables.front(summary))),
-        sentences=[tables.say_smallest(summary), tables.say_combination(summary)],
+        sentences=[
+            tables.say_smallest(summary),
+            tables.say_combination(summary),
+            tables.say_power(records.clear_ratios(found, summary)),
+        ],
         streams=None if points.empty else _html(tables.stream_table(points)),
         stream_sentences=said,
         published=_html(_rounded(published.beside(summary))),
@@ -124,6 +128,7 @@ def readme_results(study: str, reference: Path) -> str:
         f"{metrics['n_other']} others by {metrics['n_speakers']} speakers, mean of {int(summary.seeds.max())} seeds, "
         f"interval over {metrics.get('interval_over', 'speakers')} and seeds. "
         f"Differences from the control beyond their interval: {', '.join(clear) or 'none'}. "
+        f"{tables.say_power(records.clear_ratios(found, summary))} "
         f"{tables.say_smallest(summary)} {tables.say_combination(summary)}"
     )
     which = "The baseline and the experiments that no other one beats in both quality and MACs, or quality and bytes:"

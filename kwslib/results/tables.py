@@ -188,6 +188,25 @@ def say_gains(rows: pd.DataFrame, whom: str) -> str:
     )
 
 
+def say_power(ratios: pd.Series) -> str:
+    """One sentence: how large a true difference must be for this test to see it.
+
+    Args:
+        ratios: of ``kwslib.results.records.clear_ratios``.
+
+    >>> say_power(pd.Series({"a": 1.4, "b": 1.6, "c": float("nan")}))[:66]
+    'In 80 % of repeats this test would call a true ratio to the contro'
+    """
+    known = ratios.dropna().sort_values()
+    if known.empty:
+        return ""
+    return (
+        f"In 80 % of repeats this test would call a true ratio to the control of {times(known.median())} clear (median "
+        f"of {len(known)} comparisons; {times(known.iloc[0])} for {known.index[0]}, {times(known.iloc[-1])} for "
+        f"{known.index[-1]}): smaller differences it does not see."
+    )
+
+
 def say_smallest(rows: pd.DataFrame) -> str:
     """One sentence to quote: the fewest MACs with which a model stays below the reports' bar."""
     below = rows[rows["au_fa_fr"] <= published.BAR]

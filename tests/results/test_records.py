@@ -172,3 +172,23 @@ def test_stream_points_become_a_table_and_sentences():
     assert "10 times fewer MACs, small, finds 90.0 % of the keywords at 0.25 false alarms per hour" in said
     assert "more MACs, big, finds 97.0 %" in said
     assert "ordinary 4.0 h with 100 keywords" in tables.say_hours(points)
+
+
+@pytest.mark.parametrize("spread", [0.05, 0.1, 0.2])
+def test_the_ratio_that_a_test_sees_is_that_of_the_normal_distribution(spread):
+    """For two independent areas with this relative spread, (1 - 1/r) = (1.96 + 0.84) spread sqrt(1 + 1/r^2)."""
+    rng = np.random.default_rng(0)
+    drawn = [(1e-5 * (1 + spread * rng.normal(size=20_000))).tolist() for _ in range(2)]
+    found = [record("a", 0, 1e-5, replicates=drawn[0]), record("b", 0, 1e-5, control="a", replicates=drawn[1])]
+    r = np.linspace(1.001, 5, 100_000)
+    expected = r[np.argmax(1 - 1 / r >= (1.96 + 0.8416) * spread * np.sqrt(1 + 1 / r**2))]
+    seen = records.clear_ratios(found, records.summary(found))
+    assert list(seen.index) == ["b"] and expected * 0.98 <= seen["b"] <= expected * 1.07
+    assert f"{seen['b']:.1f}× clear" in tables.say_power(seen)
+
+
+def test_no_ratio_can_be_seen_without_errors_or_without_a_control():
+    perfect = [record("a", 0, 0.0, replicates=[0.0] * 4), record("b", 0, 1e-5, control="a")]
+    assert records.clear_ratios(perfect, records.summary(perfect)).isna().all()
+    alone = [record("a", 0, 1e-5)]
+    assert tables.say_power(records.clear_ratios(alone, records.summary(alone))) == ""
