@@ -3,7 +3,7 @@ SHELL         := bash
 .SHELLFLAGS   := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup reproduce report verify prove appendix sweep publish test lab lint lock clean clean-data
+.PHONY: help setup reproduce report people verify prove appendix sweep publish test lab lint lock clean clean-data
 
 CORPUS  ?= synthetic
 KEYWORD ?= sheila
@@ -11,6 +11,7 @@ SPLIT   ?= speaker
 PROFILE ?= standard
 SEEDS   ?= 0
 OTHER   ?=
+PEOPLE  ?=
 APPENDIX ?= augmentation_and_transfer distillation_grid
 TRIALS  ?= 40
 MAX_MACS ?= 93000
@@ -47,11 +48,14 @@ RUN     := $(BIN)/kws reproduce $(STUDY) --profile "$(PROFILE)" --seeds "$(SEEDS
 
 # Each notebook is executed headless with papermill (kwslib/lab/reproduce.py). Finished experiments are loaded; when nothing
 # changed since the last run, only the report is drawn again.
-reproduce: $(READY)  ## run every experiment that is not done yet, then the report [QUIET=1]
-	@$(RUN)
+reproduce: $(READY)  ## run every experiment that is not done yet, then the report [QUIET=1] [PEOPLE=FOLDER]
+	@$(RUN) --people "$(PEOPLE)"
 
 report: $(READY)  ## redraw figures and HTML from saved records: no data, no training
 	@$(RUN) --only 06_plots
+
+people: $(READY)  ## score every model on people it was not trained on [PEOPLE=FOLDER of recordings], then the report
+	@$(BIN)/kws people $(STUDY) --people "$(PEOPLE)" && $(RUN) --only 06_plots
 
 verify: $(READY)  ## own records against the published ones; published checkpoints scored again [ARGS=--all]
 	@$(BIN)/kws verify $(STUDY) $(ARGS)

@@ -6,6 +6,7 @@ are weighted to one share of keywords, that of the reports' corpus.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -103,6 +104,25 @@ def roc_auc(area: float, share: float = KEYWORD_SHARE) -> float:
     return float(1 - area / (share * (1 - share)))
 
 
+def miss_rate_at(
+    most_accepted: float, scores: np.ndarray, is_keyword: np.ndarray, weights: np.ndarray | None = None
+) -> float:
+    """Share of the keyword clips missed at the lowest threshold that accepts at most this share of the others.
+
+    Args:
+        most_accepted: 0.01 for 1 % false accepts, of the clips of other words.
+        scores, is_keyword, weights: as for ``fa_fr_curve``, with its errors.
+
+    >>> miss_rate_at(0.5, np.array([0.9, 0.2, 0.6, 0.1]), np.array([True, True, False, False]))
+    0.0
+    >>> miss_rate_at(0.4, np.array([0.9, 0.2, 0.6, 0.1]), np.array([True, True, False, False]))
+    0.5
+    """
+    fa, fr, _ = fa_fr_curve(scores, is_keyword, weights)
+    allowed = fa <= most_accepted * fa[-1] * (1 + 1e-9)  # 0.01 of 100 clips is one clip, whatever the rounding
+    return float(fr[allowed][-1] / fr[0])
+
+
 def threshold_keeping(share: float, keyword_scores: np.ndarray) -> float:
     """The highest threshold at which at least this share of keyword clips is accepted.
 
@@ -130,15 +150,24 @@ def speaker_weights(speakers: np.ndarray, resamples: int, seed: int = 0) -> np.n
     return np.stack([np.bincount(d, minlength=len(names)) for d in draws])[:, index]
 
 
-def bootstrap(scores: np.ndarray, is_keyword: np.ndarray, speakers: np.ndarray, resamples: int) -> np.ndarray:
+def bootstrap(
+    scores: np.ndarray,
+    is_keyword: np.ndarray,
+    speakers: np.ndarray,
+    resamples: int,
+    metric: Callable[..., float] = au_fa_fr,
+) -> np.ndarray:
     """AU-FA-FR of each resample of speakers, (resamples,); NaN where a resample has one class only.
 
     Where a single speaker says the keyword, clips are drawn: the interval then tells nothing of other people.
+
+    Args:
+        metric: another one with the arguments of ``au_fa_fr``.
     """
     drawn = speakers if units(speakers, is_keyword) == "speakers" else np.arange(len(scores))
     weights = speaker_weights(drawn, resamples)
     both = (weights[:, is_keyword].sum(1) > 0) & (weights[:, ~is_keyword].sum(1) > 0)
-    return np.array([au_fa_fr(scores, is_keyword, w) if ok else np.nan for w, ok in zip(weights, both, strict=True)])
+    return np.array([metric(scores, is_keyword, w) if ok else np.nan for w, ok in zip(weights, both, strict=True)])
 
 
 def interval95(values: np.ndarray) -> tuple[float, float]:

@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -48,6 +50,29 @@ def test_weights_equal_repeating_clips():
     weights[[0, 29]] = 1
     repeated = metrics.au_fa_fr(np.repeat(scores, weights), np.repeat(labels, weights))
     assert metrics.au_fa_fr(scores, labels, weights) == pytest.approx(repeated, abs=1e-15)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.07, 0.1, 0.5, 1.0])
+def test_misses_at_a_share_of_false_accepts_equal_a_plain_loop_with_ties(share):
+    rng = np.random.default_rng(4)
+    labels = np.arange(130) < 30
+    scores = (rng.normal(size=130) + labels).round(1)
+    missed = 1.0
+    for threshold in scores:
+        if sum(score >= threshold for score in scores[~labels]) <= round(share * 100):
+            missed = min(missed, sum(score < threshold for score in scores[labels]) / 30)
+    assert metrics.miss_rate_at(share, scores, labels) == pytest.approx(missed, abs=1e-15)
+    weights = rng.integers(1, 4, 130)
+    repeated = metrics.miss_rate_at(share, np.repeat(scores, weights), np.repeat(labels, weights))
+    assert metrics.miss_rate_at(share, scores, labels, weights) == pytest.approx(repeated, abs=1e-15)
+
+
+def test_bootstrap_of_another_metric_is_that_metric_of_every_resample():
+    speakers, labels = np.repeat(np.arange(6), 5), np.tile(np.arange(5) < 2, 6)
+    scores = np.random.default_rng(5).normal(size=30) + labels
+    found = metrics.bootstrap(scores, labels, speakers, 20, partial(metrics.miss_rate_at, 0.2))
+    plain = [metrics.miss_rate_at(0.2, scores, labels, w) for w in metrics.speaker_weights(speakers, 20)]
+    assert found.tolist() == plain and len(set(plain)) > 1
 
 
 def test_bootstrap_draws_speakers_not_clips():

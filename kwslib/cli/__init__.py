@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"kws {options.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        goes_on = options.command in ("reproduce", "sweep")
+        goes_on = options.command in ("reproduce", "sweep", "people")
         kept = "; what was finished is kept, the same command goes on" if goes_on else ""
         print(f"kws {options.command}: stopped{kept}", file=sys.stderr)
         return 130
@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     reproduce.add_argument("--quiet", action="store_true", help="print what failed and the results only")
     reproduce.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these notebooks and nothing else")
     reproduce.add_argument("--other", default="", help="parameter of appendix/augmentation_and_transfer")
+    people = command("people", "studies", "score every model of a study on recordings of people it was not trained on")
     sweep = command("sweep", "studies", "search for small models; goes on where it stopped")
     sweep.add_argument("--trials", type=int, default=40, help="trained ones, earlier ones included (40)")
     sweep.add_argument("--max-macs", type=int, default=93_000, help="per clip; more is not trained (93,000)")
@@ -98,7 +99,10 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--storage", default="", metavar="URL", help="Optuna database, shared by many workers")
     verify = command("verify", "studies", "own records against the published ones; published files scored again")
     verify.add_argument("--all", action="store_true", help="score the files of all seeds, not of the first only")
-    for which in (name, reproduce, verify, sweep):
+    people_are = "recordings <root>/<word>/<speaker>_*.wav of the keyword and of other words"
+    people.add_argument("--people", required=True, metavar="FOLDER", help=people_are)
+    reproduce.add_argument("--people", default="", metavar="FOLDER", help="then score every model on these recordings")
+    for which in (name, reproduce, people, verify, sweep):
         which.add_argument("--corpus", default="synthetic")
         which.add_argument("--keyword", default="sheila")
         which.add_argument("--split", default="speaker")

@@ -15,7 +15,7 @@ def kws_name(options: argparse.Namespace) -> None:
 
 def kws_reproduce(options: argparse.Namespace) -> int:
     """Run a study; 1 when part of it failed."""
-    from kwslib.lab import reproduce
+    from kwslib.lab import reproduce, verify
     from kwslib.lab.study import open_study
     from kwslib.results import records
 
@@ -23,8 +23,10 @@ def kws_reproduce(options: argparse.Namespace) -> int:
     study = open_study(options.corpus, options.keyword, options.split, options.profile, options.seeds, to_read=to_read)
     if not options.only:
         _ = study.split  # prepares the corpus: whatever is wrong with it is said before any notebook runs
+        if options.people:
+            verify.people_for(study, options.people)  # of the people, too
     parameters = {"other": options.other} if options.other else {}
-    failed = reproduce.reproduce(study, options.only, options.quiet, **parameters)
+    failed = reproduce.reproduce(study, options.only, options.quiet, options.people, **parameters)
     if not options.only and list(records.folder(study.name).glob("*.json")):
         print()
         kws_table(argparse.Namespace(study=study.name))
@@ -62,6 +64,17 @@ def kws_verify(options: argparse.Namespace) -> int:
     return 0 if found["holds"] else 1
 
 
+def kws_people(options: argparse.Namespace) -> None:
+    """Score every model of a study on recordings of people."""
+    from kwslib.lab import verify
+    from kwslib.lab.study import open_study
+    from kwslib.results import tables
+
+    study = open_study(options.corpus, options.keyword, options.split, to_read=True)
+    print(tables.say_people(verify.score_people(study, options.people)))
+    print(f"\n{paths.reports(study.name) / 'people.json'}")
+
+
 def kws_sweep(options: argparse.Namespace) -> None:
     """Search for small models and print the front."""
     from kwslib.lab import sweep
@@ -85,9 +98,10 @@ def kws_table(options: argparse.Namespace) -> None:
     """The results of a study."""
     from kwslib.results import records, tables
 
-    table = tables.display_table(records.summary(records.load(options.study)))
-    columns = ["AU-FA-FR ×1e5 ↓", "95 % interval", "speed-up ↑", "compression ↑"]
-    print(table[columns].to_string().replace("**", "  "))
+    people = records.people(paths.reports(options.study))
+    table = tables.display_table(records.summary(records.load(options.study), people=people))
+    columns = ["AU-FA-FR ×1e5 ↓", "95 % interval", tables.PEOPLE, "speed-up ↑", "compression ↑"]
+    print(table[[column for column in columns if column in table]].to_string().replace("**", "  "))
     for failure in records.failures(paths.reports(options.study)):
         print(f"FAILED  {failure['experiment']}, seed {failure['seed']}: {failure['error']}")
     print(f"\nReport: {paths.reports(options.study) / 'index.html'}")

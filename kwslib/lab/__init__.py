@@ -5,6 +5,6 @@
 ``run``         an experiment and a seed: is it done? Train, save, load, score, record
 ``workers``     every experiment and seed: cached, resumed, in parallel
 ``sweep``       a search for small models
+``verify``      own results against the published ones, every model among people
 ``reproduce``   all notebooks from one command, progress, what failed
-``verify``      own results against the published ones
 """

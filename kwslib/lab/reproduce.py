@@ -19,6 +19,7 @@ from joblib import cpu_count
 from tqdm import tqdm
 
 from kwslib import paths, processes
+from kwslib.lab import verify
 from kwslib.lab.study import Study
 from kwslib.results import page, provenance, records, tables
 
@@ -45,7 +46,9 @@ class Log:
                 sys.stdout.flush()
 
 
-def reproduce(study: Study, only: Sequence[str] = (), quiet: bool = False, **parameters: str) -> list[str]:
+def reproduce(
+    study: Study, only: Sequence[str] = (), quiet: bool = False, people: str = "", **parameters: str
+) -> list[str]:
     """Run every notebook of a study that is not done, then draw the report; a sentence for everything that failed.
 
     A notebook that fails does not stop those after it, nor the report: they work with what there is.
@@ -53,6 +56,7 @@ def reproduce(study: Study, only: Sequence[str] = (), quiet: bool = False, **par
     Args:
         only: run these notebooks and nothing else.
         quiet: only what failed goes to the terminal; the log has everything.
+        people: a folder of recordings on which every model is scored, after the notebooks and before the report.
         parameters: of the notebooks named in ``only``.
 
     Raises:
@@ -90,12 +94,13 @@ def reproduce(study: Study, only: Sequence[str] = (), quiet: bool = False, **par
             failed += _failed_runs(folder, log)
         if failed and not list(records.folder(study.name).glob("*.json")):
             return failed
+        not_scored = _score_people(study, people, quiet, log) if people else []  # no reason to run notebooks again
         failed += execute(study, PLOTS, log)
         with suppress(records.RecordError):  # whatever became of the figures, nothing is to come any more
             page.write(study.name)
         if ran and not failed:
             paths.write_atomically(stamp, _state(study, sources))
-        return failed
+        return failed + not_scored
 
 
 def _failed_runs(reports: Path, log: Log) -> list[str]:
@@ -103,6 +108,16 @@ def _failed_runs(reports: Path, log: Log) -> list[str]:
     for sentence in failed:
         log(f"FAILED {sentence}", important=True)
     return failed
+
+
+def _score_people(study: Study, people: str, quiet: bool, log: Log) -> list[str]:
+    """Score every model on recordings of people; a sentence if that failed."""
+    try:
+        log(tables.say_people(verify.score_people(study, people, quiet)))
+        return []
+    except (ValueError, OSError, RuntimeError) as error:  # the report comes all the same
+        log(f"FAILED people: {error}", important=True)
+        return [f"people: {error}"]
 
 
 def execute(study: Study, name: str, log: Log, look: Callable = lambda: None, **parameters: str) -> list[str]:
@@ -179,8 +194,8 @@ def _state(study: Study, sources: str) -> str:
     folder, digest = paths.reports(study.name), hashlib.sha256(sources.encode())
     for file in sorted([*paths.checkpoints(study.name).glob("*"), *records.folder(study.name).glob("*.json")]):
         digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
-    left = [*(folder / "figures").glob("*.svg"), *(folder / "notebooks").glob("0*")]
-    digest.update(repr(sorted(file.name for file in left)).encode())
+    left = [file.name for file in (*(folder / "figures").glob("*.svg"), *(folder / "notebooks").glob("0*"))]
+    digest.update(repr(sorted(name for name in left if not name.startswith("people-"))).encode())  # 06 draws those
     return digest.hexdigest()
 
 

@@ -162,7 +162,7 @@ class Results:
     @cached_property
     def summary(self) -> pd.DataFrame:
         """One row per experiment; the columns are explained at ``kwslib.results.records.summary``."""
-        return records.summary(self.records)
+        return records.summary(self.records, people=records.people(paths.reports(self.study.name)))
 
     def table(self, *experiments: str) -> Markdown:
         """The results as a notebook shows them: all experiments, or the named ones."""

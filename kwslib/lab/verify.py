@@ -1,17 +1,22 @@
-"""Whether results hold: files against their records, and fresh records against the published ones."""
+"""Whether results hold: files against their records, fresh records against the published ones, models among people."""
 
+import json
 import os
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from joblib import cpu_count
 from joblib.externals.loky.process_executor import ProcessPoolExecutor
 from tqdm.auto import tqdm
 
-from kwslib import metrics, paths
+from kwslib import metrics, paths, processes
+from kwslib.config import profile
+from kwslib.data import corpora, features
 from kwslib.lab.study import Study
 from kwslib.nets import crnn
 from kwslib.results import records
@@ -27,6 +32,7 @@ REFERENCE = paths.ROOT / "reports" / "reference"
 # A file scored again: some swapped pairs of clips among millions.
 COUNTS = ("params", "macs_per_clip", "state_dict_bytes", "weights_bytes", "n_keyword", "n_other", "epochs", "precision")
 RESCORED_TOLERANCE = 1e-6
+PEOPLE_VERSION = 1  # raise it when the same models would get other figures of the same people
 
 
 def compare(fresh: list[dict], published: list[dict]) -> pd.DataFrame:
@@ -212,3 +218,118 @@ def _rescored(study: Study, run: dict, folder: Path) -> list[dict]:
         row = {"experiment": run["experiment"], "seed": run["seed"], "file": file.name, "bytes": file.stat().st_size}
         rows.append(row | {"recorded": recorded, "rescored": area, "equal": recorded == area, "process": os.getpid()})
     return rows
+
+
+def people_for(study: Study, folder: str) -> tuple[corpora.Corpus, np.ndarray, dict]:
+    """Recordings of people that no model of a study was trained on.
+
+    Args:
+        folder: ``<root>/<word>/<speaker>_*.wav``, or a version of Speech Commands.
+
+    Returns:
+        Their corpus, its rows that count, and what ``people.json`` says of both. Left out are clips that the study
+        holds itself, and clips by speakers of its train and val parts, where the file names of both tell speakers.
+
+    Raises:
+        CorpusError: no such folder, the keyword is not in it, or nothing is left to score.
+    """
+    if folder.strip() in ("", "synthetic"):
+        raise corpora.CorpusError("these are no people: give a folder <root>/<word>/*.wav, as in PEOPLE=path/to/words")
+    corpus = corpora.load(folder, study.keyword)
+    clips, own = corpus.clips, study.corpus.clips
+    known = clips["content"].isin(own["content"]).to_numpy()
+    heard = np.zeros(len(clips), bool)
+    # Synthetic speakers have names of their own, which mean nothing among people.
+    if study.corpus_argument != "synthetic" and study.corpus.names_tell_speakers and corpus.names_tell_speakers:
+        learnt_from = own["speaker"].iloc[np.union1d(study.split.train, study.split.val)]
+        heard = clips["speaker"].isin(learnt_from).to_numpy() & ~known
+    rows = np.flatnonzero(~known & ~heard)
+    is_keyword, speakers = corpus.is_keyword(study.keyword)[rows], clips["speaker"].to_numpy()[rows]
+    about = {"folder": corpus.name, "corpus_fingerprint": corpus.fingerprint, "keyword": study.keyword}
+    about |= {"n_keyword": int(is_keyword.sum()), "n_other": int((~is_keyword).sum())}
+    about |= {"n_speakers": len(np.unique(speakers)) if corpus.names_tell_speakers else None}
+    about |= {"known_clips": int(known.sum()), "clips_of_known_speakers": int(heard.sum())}
+    if not (about["n_keyword"] and about["n_other"]):
+        raise corpora.CorpusError(
+            f"{corpus.name} leaves {about['n_keyword']} clips of {study.keyword!r} and {about['n_other']} of other "
+            f"words to score, both are needed: {about['known_clips']} clips are in the study itself, "
+            f"{about['clips_of_known_speakers']} by speakers of its train and val parts"
+        )
+    over = metrics.units(speakers, is_keyword)
+    return corpus, rows, about | {"interval_over": "people" if over == "speakers" else over}
+
+
+def score_people(study: Study, folder: str, quiet: bool = False) -> dict:
+    """Score every model of a study among people it was not trained on, into ``reports/<study>/people.json``.
+
+    What was scored already is not scored again, so a run that was stopped is taken up where it was.
+
+    Args:
+        folder: as for ``people_for``.
+        quiet: no progress bar.
+
+    Returns:
+        What is in the file: see ``kwslib.results.records.PEOPLE`` and ``SCORED``.
+
+    Raises:
+        CorpusError: see ``people_for``.
+        RecordError: the study has no records.
+        CheckpointError: a model is missing or damaged.
+        Busy: another process scores them.
+    """
+    found, reports = records.load(study.name), paths.reports(study.name)
+    study = replace(study, profile=profile(found[0]["profile"]))  # the one it was run in
+    corpus, rows, about = people_for(study, folder)
+    about |= {"resamples": study.profile.bootstrap, "versions": [PEOPLE_VERSION, features.VERSION]}
+    wanted = {paths.label(r["experiment"], r["seed"]): r.get("checkpoint", {}).get("sha256") for r in found}
+    with processes.only_one(reports, "people"):
+        try:
+            kept = records.people(reports) or {"runs": {}}
+        except records.RecordError:  # a damaged one is made anew
+            kept = {"runs": {}}
+        same = about.items() <= kept.items()
+        runs = {k: run for k, run in kept["runs"].items() if same and run["sha256"] == wanted.get(k)}
+        open_ = [label for label in wanted if label not in runs]
+        clips = corpus.clips.iloc[rows]
+        of_people = (features.logmels(corpus).filename, rows, corpus.is_keyword(study.keyword)[rows])
+        score = partial(_among_people, *of_people, clips["speaker"].to_numpy(), study.profile.bootstrap)
+        files = [paths.checkpoints(study.name) / f"{label}.pt" for label in open_]
+        bar = {"desc": "scoring people", "unit": "model", "total": len(files), "disable": True if quiet else None}
+        try:
+            ends = {"initializer": processes.end_with, "initargs": (os.getpid(),)}
+            with ProcessPoolExecutor(max_workers=cpu_count(), **ends) as pool:
+                for label, run in zip(open_, tqdm(pool.map(score, files), **bar), strict=True):
+                    runs[label] = run
+                    if len(runs) % 20 == 0:  # what a killed run keeps
+                        _write_people(reports, about, runs)
+        finally:
+            _write_people(reports, about, runs)
+    return {**about, "runs": runs}
+
+
+def _write_people(reports: Path, about: dict, runs: dict) -> None:
+    text = json.dumps({**about, "runs": runs}, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    paths.write_atomically(reports / "people.json", text + "\n")
+
+
+def _among_people(
+    logmels: str, rows: np.ndarray, is_keyword: np.ndarray, speakers: np.ndarray, resamples: int, checkpoint: Path
+) -> dict:
+    """What one model does among people, on one thread.
+
+    Args:
+        logmels: file of the log-mels of all clips, (clips, F, T).
+        rows: those that count, (N,), with ``is_keyword`` and ``speakers`` of each, (N,).
+    """
+    torch.set_num_threads(1)
+    model, sidecar = checkpoints.load(checkpoint)
+    scores = crnn.score(model, np.load(logmels, mmap_mode="r"))[rows]
+    at_1pct, at_0_1pct = (partial(metrics.miss_rate_at, share) for share in (0.01, 0.001))
+    # Resample b draws the same people for every model. One that drew no keyword, or nothing else, is null.
+    drawn = metrics.bootstrap(scores, is_keyword, speakers, resamples, at_1pct)
+    measured = {"miss_at_1pct_fa": at_1pct, "miss_at_0_1pct_fa": at_0_1pct, "au_fa_fr": metrics.au_fa_fr}
+    return {
+        "sha256": sidecar["sha256"],
+        **{name: float(f"{metric(scores, is_keyword):.4g}") for name, metric in measured.items()},
+        "bootstrap": [None if np.isnan(miss) else round(miss * records.MISSES_OF) for miss in drawn],
+    }

@@ -46,7 +46,8 @@ def render(study: str, folder: Path, still: str = "") -> str:
     """The page of a study, from the records, figures and notebooks in its folder and nothing else."""
     found = records.load_folder(folder / "records")
     records.require(found[0], PAGE, f"the first record of {study}")
-    summary, points = records.summary(found), records.stream_points(found)
+    people = records.people(folder)
+    summary, points = records.summary(found, people=people), records.stream_points(found)
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     look = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True}
@@ -62,6 +63,7 @@ def render(study: str, folder: Path, still: str = "") -> str:
         n_records=len(found),
         n_seeds=int(summary["seeds"].max()),
         table=_html(tables.display_table(summary)),
+        people=_of_people(summary, people),
         front=_html(tables.display_table(tables.front(summary))),
         sentences=[
             tables.say_smallest(summary),
@@ -82,6 +84,11 @@ def render(study: str, folder: Path, still: str = "") -> str:
         area=tables.area,
         times=tables.times,
     )
+
+
+def _of_people(summary: pd.DataFrame, people: dict | None) -> str:
+    """Which people stand in the table; nothing where none do."""
+    return tables.say_people(people) if summary["people_miss"].notna().any() else ""
 
 
 def command(record: dict, n_seeds: int) -> str:
@@ -111,14 +118,16 @@ def _html(table: pd.DataFrame) -> str:
     return re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html)
 
 
-README_COLUMNS = ["AU-FA-FR ×1e5 ↓", "95 % interval", "ratio to baseline ↓", "MACs per clip ↓", "speed-up ↑",
-                  "size, kB ↓", "compression ↑", "compact file, kB ↓", "compression, compact ↑"]  # fmt: skip
+README_COLUMNS = ["AU-FA-FR ×1e5 ↓", "95 % interval", tables.PEOPLE, "ratio to baseline ↓", "MACs per clip ↓",
+                  "speed-up ↑", "size, kB ↓", "compression ↑", "compact file, kB ↓",
+                  "compression, compact ↑"]  # fmt: skip
 
 
 def readme_results(study: str, reference: Path) -> str:
     """The results of a published study as the README shows them: sentences and the front of the table."""
     found = records.load_folder(reference / study / "records")
-    summary, first = records.summary(found), found[0]
+    people = records.people(reference / study)
+    summary, first = records.summary(found, people=people), found[0]
     metrics = first["metrics"]
     said = summary.apply(tables.verdict, axis=1)
     said = said[said.isin(tables.CLEAR)]
@@ -132,7 +141,9 @@ def readme_results(study: str, reference: Path) -> str:
         f"{tables.say_smallest(summary)} {tables.say_combination(summary)}"
     )
     which = "The baseline and the experiments that no other one beats in both quality and MACs, or quality and bytes:"
-    parts = [sentences, which, tables.markdown(tables.display_table(tables.front(summary))[README_COLUMNS])]
+    front = tables.display_table(tables.front(summary))
+    shown = front[[column for column in README_COLUMNS if column in front]]  # that of people only where there are any
+    parts = [sentences, which, tables.markdown(shown), *filter(None, [_of_people(summary, people)])]
     points = records.stream_points(found)
     if len(points):
         table = tables.stream_table(points)
@@ -195,8 +206,9 @@ def publish(study: str) -> None:
     for part in ("records", "figures"):
         shutil.copytree(source / part, target / part)
     shutil.copy(source / "results.csv", target / "results.csv")
-    if (source / "sweep.csv").exists():
-        shutil.copy(source / "sweep.csv", target / "sweep.csv")
+    for extra in ("sweep.csv", "people.json"):
+        if (source / extra).exists():
+            shutil.copy(source / extra, target / extra)
     executed_ones = sorted((source / "notebooks").glob("0*.ipynb"))
     for appendix, variant in APPENDICES.items():
         if (source / "notebooks" / f"{appendix}.ipynb").exists():

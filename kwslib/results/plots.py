@@ -37,6 +37,10 @@ COST_LABELS = {
     "weights_bytes": ("weights alone, kB", 1e-3),
     "compact_bytes": ("size of the compact file, kB", 1e-3),
 }
+QUALITY_LABELS = {  # with the columns of the range that is drawn
+    "au_fa_fr": ("test AU-FA-FR, lower is better", "seed_low", "seed_high"),
+    "people_miss": ("share of keywords of people missed at 1 % FA", "people_miss_low", "people_miss_high"),
+}
 
 
 def _figure(
@@ -59,34 +63,33 @@ def save(figure: Figure, study: str, name: str, records: Sequence[dict] = ()) ->
     return path
 
 
-def metric_cost(summary: pd.DataFrame, cost: str, bar: float) -> Figure:
-    """AU-FA-FR against a cost, one point per experiment, with its seeds, the bars and the Pareto front.
+def metric_cost(summary: pd.DataFrame, cost: str, bar: float | None = None, quality: str = "au_fa_fr") -> Figure:
+    """Quality against a cost, one point per experiment that has it, with its range, the bars and the Pareto front.
 
     Args:
         summary: of ``kwslib.results.records.summary``.
         cost: a key of ``COST_LABELS``.
-        bar: AU-FA-FR of the reports to stay below; drawn as a line, as is 1.1 x our baseline.
+        bar: of the reports to stay below, if there is one; drawn as a line, as is 1.1 x our baseline.
+        quality: a key of ``QUALITY_LABELS``; the range of AU-FA-FR is that of the seeds, of people the 95 % interval.
     """
-    label, scale = COST_LABELS[cost]
+    (label, scale), (said, *ends) = COST_LABELS[cost], QUALITY_LABELS[quality]
+    summary = summary[summary[quality].notna()]
     figure, ((ax,),) = _figure(size=(9.0, 5.2))
     x = summary[cost].to_numpy(float) * scale
-    y = summary["au_fa_fr"].to_numpy(float)
-    floor = _floor(y)
-    shown, low, high = (
-        np.maximum(v.to_numpy(float), floor) for v in (summary["au_fa_fr"], summary["seed_low"], summary["seed_high"])
-    )
+    floor = _floor(summary[quality].to_numpy(float))
+    shown, low, high = (np.maximum(summary[column].to_numpy(float), floor) for column in (quality, *ends))
     for i, precision in enumerate(summary["precision"]):
         colour, marker = LOOKS[precision]
-        spread = [[shown[i] - low[i]], [high[i] - shown[i]]]
+        spread = np.maximum([[shown[i] - low[i]], [high[i] - shown[i]]], 0)  # an interval of few may miss the mean
         ax.errorbar(x[i], shown[i], spread, fmt=marker, color=colour, capsize=3, markersize=7, alpha=0.9)
-    line = summary.loc[pareto(summary, cost)]
-    ax.plot(line[cost] * scale, np.maximum(line["au_fa_fr"].astype(float), floor), color="0.55", lw=1, zorder=0)
-    bars = {f"the reports' bar, {bar:.1e}": bar}
+    line = summary.loc[pareto(summary, cost, quality)]
+    ax.plot(line[cost] * scale, np.maximum(line[quality].astype(float), floor), color="0.55", lw=1, zorder=0)
+    bars = {} if bar is None else {f"the reports' bar, {bar:.1e}": bar}
     if "baseline" in summary.index:
-        bars["1.1 × the baseline here"] = 1.1 * float(summary.loc["baseline", "au_fa_fr"])
+        bars["1.1 × the baseline here"] = 1.1 * float(summary.loc["baseline", quality])
     for text, height in bars.items():
         ax.axhline(height or floor, color="#b03030", ls="--" if height == bar else ":", lw=1, label=text)
-    ax.set(xscale="log", yscale="log", xlabel=label, ylabel="test AU-FA-FR, lower is better")
+    ax.set(xscale="log", yscale="log", xlabel=label, ylabel=said)
     ax.margins(x=0.3, y=0.15)
     for precision in [p for p in LOOKS if p in set(summary["precision"])]:
         ax.plot([], [], LOOKS[precision][1], color=LOOKS[precision][0], label=precision)
@@ -94,7 +97,7 @@ def metric_cost(summary: pd.DataFrame, cost: str, bar: float) -> Figure:
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False)
     names = list(summary.index)
     if len(names) > MOST_LABELS:  # names on all of many points can be read by nobody
-        named = {"baseline", *pareto(summary, cost)}
+        named = {"baseline", *pareto(summary, cost, quality)}
         names = [name if name in named else "" for name in names]
     _label_points(ax, x, shown, np.stack([low, high], axis=1), names)
     return figure

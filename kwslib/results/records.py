@@ -53,7 +53,19 @@ FORM = {
         **dict.fromkeys(("macs_per_second?", "compact_bytes?"), MEASURED),
     },
     "run": {"wall_s": NUMBER, **dict.fromkeys((f"{key}?" for key in LATENCIES), MEASURED)},
+    "checkpoint?": {"sha256?": str},
 }
+# What people.json holds, and each of its runs.
+PEOPLE = {
+    **dict.fromkeys(("folder", "corpus_fingerprint", "keyword", "interval_over"), str),
+    **dict.fromkeys(("n_keyword", "n_other", "known_clips", "clips_of_known_speakers", "resamples"), int),
+    "n_speakers": int | None,  # None: the file names tell none
+    "runs": {},
+}
+SCORED = {"sha256": str, "bootstrap": [MEASURED]}
+SCORED |= dict.fromkeys(("miss_at_1pct_fa", "miss_at_0_1pct_fa", "au_fa_fr"), NUMBER)
+MISSES_OF = 1000  # their bootstraps count the misses of so many keywords: whole numbers keep a large file small
+OF_PEOPLE = ("people_miss", "people_miss_low", "people_miss_high", "people_area")  # columns of a summary
 
 
 class RecordError(ValueError):
@@ -210,6 +222,29 @@ def load_folder(where: Path) -> list[dict]:
     return sorted(found, key=lambda r: (r["order"], r["experiment"], r["seed"]))
 
 
+def people(reports: Path) -> dict | None:
+    """How the models of the study in this folder do among people, as ``kwslib.lab.verify`` left it; ``None``: not yet.
+
+    Raises:
+        RecordError: the file is damaged.
+    """
+    file = reports / "people.json"
+    if not file.exists():
+        return None
+    try:
+        found = json.loads(file.read_text())
+        misfit = _misfit(found, PEOPLE, "it")
+        for label, run in found["runs"].items() if not misfit else ():
+            misfit = misfit or _misfit(run, SCORED, label)
+            if not misfit and not len(run["bootstrap"]) == found["resamples"] > 0:
+                misfit = f"{label} has {len(run['bootstrap'])} resamples"
+    except (OSError, ValueError, RecursionError) as error:
+        misfit = str(error)
+    if misfit:
+        raise RecordError(f"{file} is damaged ({misfit}): delete it and run 'make people PEOPLE=<folder>' again")
+    return found
+
+
 def results(records: list[dict]) -> pd.DataFrame:
     """One row per record: what ``results.csv`` holds. AU-FA-FR is on test unless it says val."""
     rows = []
@@ -254,13 +289,18 @@ def replicates(records: list[dict], experiment: str, only: set[int] | None = Non
     ``only`` names the seeds to use; all by default.
     """
     runs = [r for r in records if r["experiment"] == experiment and (only is None or r["seed"] in only)]
-    own = np.array([r["metrics"]["bootstrap"] for r in runs], dtype=float)
+    return _over_seeds([r["metrics"]["bootstrap"] for r in runs])
+
+
+def _over_seeds(bootstraps: list[list]) -> np.ndarray:
+    """The mean over seeds, drawn anew in each resample, (seeds, resamples) -> (resamples,)."""
+    own = np.array(bootstraps, dtype=float)
     n_seeds, resamples = own.shape
     seeds = np.random.default_rng(0).integers(0, n_seeds, (n_seeds, resamples))
     return own[seeds, np.arange(resamples)].mean(axis=0)
 
 
-def summary(records: list[dict], baseline: str = "baseline") -> pd.DataFrame:
+def summary(records: list[dict], baseline: str = "baseline", people: dict | None = None) -> pd.DataFrame:
     """One row per experiment, means over seeds, intervals over speakers and seeds, ratios to the baseline.
 
     Columns: ``au_fa_fr, au_fa_fr_val, ci95_low, ci95_high, seed_low, seed_high, ratio`` (to the baseline's
@@ -268,6 +308,10 @@ def summary(records: list[dict], baseline: str = "baseline") -> pd.DataFrame:
     ``compact_compression`` (baseline's state-dict bytes over those of this one's compact file),
     ``control, gain, gain_low, gain_high`` (control's AU-FA-FR minus this one, positive is better,
     with the interval of that difference on the same resampled speakers and seeds), costs, ``seeds, note``.
+
+    With ``people``, of the function of that name, ``people_miss, people_miss_low, people_miss_high`` (keywords of
+    people missed at 1 % false accepts, interval over people and seeds) and ``people_area`` (AU-FA-FR on them); NaN
+    where a run was not scored, or has another checkpoint since.
     """
     table = results(records)
     first = {r["experiment"]: r for r in reversed(records)}
@@ -283,6 +327,7 @@ def summary(records: list[dict], baseline: str = "baseline") -> pd.DataFrame:
             "seeds": len(runs),
             "note": record["note"],
         }
+        rows[name] |= _among_people([r for r in records if r["experiment"] == name], people)
     out = pd.DataFrame(rows).T.infer_objects()
     base = out.loc[baseline] if baseline in out.index else {}
     for ratio, column in (("ratio", "au_fa_fr"), ("speed_up", "macs_per_clip"), ("compression", "state_dict_bytes")):
@@ -298,7 +343,21 @@ def summary(records: list[dict], baseline: str = "baseline") -> pd.DataFrame:
             difference = replicates(records, control, seeds) - replicates(records, name, seeds)
             gain = (common[control] - common[name]).mean()
             out.loc[name, ["gain", "gain_low", "gain_high"]] = (gain, *interval95(difference))
+    out[list(OF_PEOPLE)] = out[list(OF_PEOPLE)].astype(float)
     return out
+
+
+def _among_people(runs: list[dict], people: dict | None) -> dict[str, float]:
+    """The columns ``OF_PEOPLE`` of one experiment."""
+    scored = []
+    for r in runs:
+        row = (people or {"runs": {}})["runs"].get(paths.label(r["experiment"], r["seed"]))
+        if row is None or row["sha256"] != r.get("checkpoint", {}).get("sha256"):
+            return dict.fromkeys(OF_PEOPLE, np.nan)
+        scored.append(row)
+    low, high = interval95(_over_seeds([row["bootstrap"] for row in scored]) / MISSES_OF)
+    miss, area = (np.mean([row[key] for row in scored]) for key in ("miss_at_1pct_fa", "au_fa_fr"))
+    return dict(zip(OF_PEOPLE, (miss, low, high, area), strict=True))
 
 
 RATIOS = 1.05 ** np.arange(1, 60)  # up to 17.8

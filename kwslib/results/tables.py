@@ -50,6 +50,18 @@ def verdict(row: pd.Series) -> str:
     return "worse" if row["gain_high"] < 0 else "no clear difference"
 
 
+PEOPLE = "people: misses at 1 % FA, %"  # a column of ``display_table`` where there are any
+
+
+def percent(value: float) -> str:
+    """A share for people, in percent.
+
+    >>> percent(0.0612)
+    '6.1'
+    """
+    return f"{100 * value:.1f}"
+
+
 def display_table(summary: pd.DataFrame) -> pd.DataFrame:
     """The results table as people read it, one row per experiment."""
     best = summary["au_fa_fr"].idxmin()
@@ -72,7 +84,12 @@ def display_table(summary: pd.DataFrame) -> pd.DataFrame:
             "ms per clip": milliseconds(row["latency_ms_per_clip"]),
             "ms per step": milliseconds(row["latency_ms_per_step"]),
         }
-    return pd.DataFrame(rows).T.rename_axis("experiment")
+    table = pd.DataFrame(rows).T.rename_axis("experiment")
+    if summary["people_miss"].notna().any():
+        miss, low, high = (summary[f"people_miss{end}"].map(percent) for end in ("", "_low", "_high"))
+        said = (miss + " (" + low + " to " + high + ")").where(summary["people_miss"].notna(), "–")
+        table.insert(2, PEOPLE, said)
+    return table
 
 
 def stream_table(points: pd.DataFrame) -> pd.DataFrame:
@@ -109,6 +126,30 @@ def say_hours(points: pd.DataFrame, split: str = "speaker") -> str:
         "event is a score at the threshold, then silence for 1 s; one from a keyword's start to half a second after "
         "its end finds it. FA/h without a rate are at the threshold made on ordinary streams; in brackets the rate "
         "that so few alarms leave possible."
+    )
+
+
+def say_people(people: dict | None) -> str:
+    """A few sentences: which people the models were scored on and what is counted; or how to get some.
+
+    Args:
+        people: of ``kwslib.results.records.people``.
+    """
+    if people is None:
+        return (
+            "No people yet: `make people PEOPLE=<folder>` scores every model on recordings <word>/<speaker>_*.wav of "
+            "the keyword and of other words that it was not trained on."
+        )
+    n_keyword, n_other, known, heard = (
+        f"{people[key]:,}" for key in ("n_keyword", "n_other", "known_clips", "clips_of_known_speakers")
+    )
+    tells = people["n_speakers"] is not None
+    speakers = f"{people['n_speakers']:,} speakers" if tells else "speakers that the file names do not tell"
+    return (
+        f"People: {n_keyword} recordings of {people['keyword']} and {n_other} of other words in {people['folder']}, by "
+        f"{speakers}, on which no model was trained. Left out: {known} clips that the study holds itself, {heard} by "
+        "speakers of its train and val parts. Misses are those at the lowest threshold that accepts at most 1 % of the "
+        f"other words; in brackets the 95 % interval over {people['interval_over']} and seeds."
     )
 
 

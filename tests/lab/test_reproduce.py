@@ -72,6 +72,9 @@ def test_a_cell_that_fails_stops_neither_others_nor_the_report(study, notebooks,
     assert not (folder / "notebooks" / "unfinished_03_kd.ipynb").exists() and not records.failures(folder)
     assert reproduce.reproduce(study) == []
     assert capsys.readouterr().out.startswith("06_plots ...")  # nothing else was left to do
+    who = study.corpus_argument  # no other people: the report comes all the same, and no notebook runs again
+    assert "people: tones leaves 0 clips of 'go'" in reproduce.reproduce(study, quiet=True, people=who)[0]
+    assert "FAILED people: tones leaves 0 clips" in capsys.readouterr().out
     (folder / "notebooks" / "03_kd.html").unlink()
     assert reproduce.reproduce(study) == []
     assert "03_kd ..." in capsys.readouterr().out

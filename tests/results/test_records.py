@@ -1,3 +1,6 @@
+import copy
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -141,6 +144,60 @@ def test_missing_damaged_and_foreign_records_are_named(home):
     path.write_text('{"schema": 99}')
     with pytest.raises(RecordError, match="schema 99"):
         records.load("s")
+
+
+def with_people(found, **missed) -> dict:
+    """What ``people.json`` says of these records; misses of each experiment, the same in every resample."""
+    about = {"folder": "some", "corpus_fingerprint": "0", "keyword": "go", "interval_over": "people", "n_keyword": 1250}
+    about |= {"n_other": 6000, "n_speakers": 900, "known_clips": 3, "clips_of_known_speakers": 0, "resamples": 40}
+    runs = {}
+    for r in found:
+        r["checkpoint"] = {"sha256": f"of {r['experiment']} {r['seed']}"}
+        miss = missed[r["experiment"]] * (1 + r["seed"])
+        scored = {"miss_at_1pct_fa": miss, "miss_at_0_1pct_fa": 2 * miss, "au_fa_fr": miss / 100}
+        bootstrap = [round(records.MISSES_OF * miss)] * 39 + [None]
+        runs[f"{r['experiment']}-seed{r['seed']}"] = {**r["checkpoint"], **scored, "bootstrap": bootstrap}
+    return {**about, "runs": runs}
+
+
+def test_people_are_columns_of_their_own():
+    found = [record("baseline", 0, 1e-5), record("baseline", 1, 1e-5), record("small", 0, 2e-5, 100, order=1)]
+    found += [record("big", 0, 0.5e-5, 2000, order=2)]
+    people = with_people(found, baseline=0.04, small=0.03, big=0.08)
+    found[-1]["checkpoint"]["sha256"] = "trained anew"
+    summary = records.summary(found, people=people)
+    assert summary.loc["small", list(records.OF_PEOPLE)].tolist() == pytest.approx([0.03, 0.03, 0.03, 0.0003])
+    mean, low, high, area = summary.loc["baseline", list(records.OF_PEOPLE)]
+    assert (mean, area) == pytest.approx((0.06, 0.0006)) and 0.04 <= low <= high <= 0.08 and low < high
+    assert summary.loc["big", list(records.OF_PEOPLE)].isna().all()
+    assert records.pareto(summary, "macs_per_clip", "people_miss") == ["small"]
+    shown = tables.display_table(summary)[tables.PEOPLE]
+    assert shown["small"] == "3.0 (3.0 to 3.0)" and shown["big"] == "–"
+    without = records.summary(found)
+    assert without[list(records.OF_PEOPLE)].isna().all().all()
+    assert tables.PEOPLE not in tables.display_table(without)
+    assert "1,250 recordings of go and 6,000 of other words in some, by 900 speakers" in tables.say_people(people)
+    assert "the file names do not tell" in tables.say_people(people | {"n_speakers": None})
+    assert tables.say_people(None).startswith("No people yet: `make people PEOPLE=<folder>`")
+
+
+def test_a_damaged_file_of_people_is_named(tmp_path):
+    assert records.people(tmp_path) is None
+    good = with_people([record("small", 0, 2e-5)], small=0.03)
+    (tmp_path / "people.json").write_text(json.dumps(good))
+    assert records.people(tmp_path) == good
+    short = copy.deepcopy(good)
+    short["runs"]["small-seed0"]["bootstrap"].pop()
+    unnamed = {key: value for key, value in good.items() if key != "folder"}
+    no_numbers = good | {"runs": {"small-seed0": {"sha256": "0"}}}
+    for damaged, why in ((short, "39 resamples"), (unnamed, "folder is missing"), (no_numbers, "bootstrap is missing")):
+        (tmp_path / "people.json").write_text(json.dumps(damaged))
+        with pytest.raises(RecordError, match=f"people.json is damaged .*{why}.*: delete it and run 'make people"):
+            records.people(tmp_path)
+    for content in ("{", "[]", '{"runs": 5}', "[" * 100_000):
+        (tmp_path / "people.json").write_text(content)
+        with pytest.raises(RecordError, match="is damaged"):
+            records.people(tmp_path)
 
 
 def test_published_rows_stand_beside_ours():
