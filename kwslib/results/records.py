@@ -16,7 +16,7 @@ import pandas as pd
 
 from kwslib import paths
 from kwslib.config import PROFILES
-from kwslib.metrics import interval95
+from kwslib.metrics import clear_ratio, interval95
 
 SCHEMA = 1
 COSTS = ("params", "macs_per_clip", "macs_per_second", "state_dict_bytes", "weights_bytes", "compact_bytes")
@@ -360,34 +360,16 @@ def _among_people(runs: list[dict], people: dict | None) -> dict[str, float]:
     return dict(zip(OF_PEOPLE, (miss, low, high, area), strict=True))
 
 
-RATIOS = 1.05 ** np.arange(1, 60)  # up to 17.8
-
-
-def clear_ratio(records: list[dict], experiment: str, control: str, power: float = 0.8) -> float:
-    """The smallest true ratio of two areas that this test would call clear in so many of its repeats.
-
-    Simulated from the records: the experiment's replicates are scaled to be so many times better than the
-    control's; each resample is a repeat, and it is clear when its distance from 0 exceeds the interval's. Infinite
-    where no ratio of ``RATIOS`` would do, NaN where one of the two is perfect.
-    """
-    seeds = [{r["seed"] for r in records if r["experiment"] == name} for name in (experiment, control)]
-    mine, theirs = (replicates(records, name, seeds[0] & seeds[1]) for name in (experiment, control))
-    known = ~np.isnan(mine + theirs)
-    mine, theirs = mine[known], theirs[known]
-    if not known.any() or not mine.mean() or not theirs.mean():
-        return np.nan
-    for ratio in RATIOS:
-        gain = theirs / theirs.mean() - mine / mine.mean() / ratio
-        if (gain > gain.mean() - interval95(gain)[0]).mean() >= power:
-            return float(ratio)
-    return np.inf
-
-
 def clear_ratios(records: list[dict], summary: pd.DataFrame) -> pd.Series:
-    """``clear_ratio`` of each experiment of a summary whose control was run, by name."""
-    there = {r["experiment"] for r in records}
-    controls = {name: control for name, control in summary["control"].items() if control in there and control != name}
-    return pd.Series({name: clear_ratio(records, name, control) for name, control in controls.items()}, dtype=float)
+    """Of each experiment with a control: the smallest true ratio of both that this test would call clear."""
+    seeds: dict[str, set] = {}
+    for r in records:
+        seeds.setdefault(r["experiment"], set()).add(r["seed"])
+    found = {}
+    for name, control in summary["control"].items():
+        if control != name and (both := seeds.get(control, set()) & seeds[name]):
+            found[name] = clear_ratio(replicates(records, name, both), replicates(records, control, both))
+    return pd.Series(found, dtype=float)
 
 
 def pareto(summary: pd.DataFrame, cost: str, quality: str = "au_fa_fr") -> list[str]:
