@@ -96,6 +96,13 @@ class Study:
         rows |= {"seeds": self.seeds, **self.corpus.summary()}
         return pd.DataFrame({"value": rows})
 
+    def introduction(self) -> Markdown:
+        """Who judges, and what is studied: the beginning of a notebook."""
+        row = splits.counts(self.corpus, self.split, self.keyword).loc["test"]
+        keywords, speakers = int(row["keyword clips"]), int(row["speakers"])
+        judges = tables.say_judges(self.corpus.name, self.split_name, keywords, int(row["clips"]) - keywords, speakers)
+        return Markdown(f"{judges}\n\n{tables.markdown(self.summary().rename_axis('what'))}")
+
     def checkpoint(self, experiment: str, seed: int = 0) -> Path:
         return paths.checkpoints(self.name) / f"{paths.label(experiment, seed)}.pt"
 

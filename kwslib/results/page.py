@@ -65,6 +65,7 @@ def render(study: str, folder: Path, still: str = "") -> str:
         table=_html(tables.display_table(summary)),
         people=_of_people(summary, people),
         front=_html(tables.display_table(tables.front(summary))),
+        judges=_judges(found[0]),
         sentences=[
             tables.say_smallest(summary),
             tables.say_combination(summary),
@@ -118,6 +119,11 @@ def _html(table: pd.DataFrame) -> str:
     return re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html)
 
 
+def _judges(record: dict) -> str:
+    counts = (record["metrics"][key] for key in ("n_keyword", "n_other", "n_speakers"))
+    return tables.say_judges(record["data"]["corpus"], record["data"]["split"], *counts)
+
+
 README_COLUMNS = ["AU-FA-FR ×1e5 ↓", "95 % interval", tables.PEOPLE, "ratio to baseline ↓", "MACs per clip ↓",
                   "speed-up ↑", "size, kB ↓", "compression ↑", "compact file, kB ↓",
                   "compression, compact ↑"]  # fmt: skip
@@ -133,8 +139,7 @@ def readme_results(study: str, reference: Path) -> str:
     said = said[said.isin(tables.CLEAR)]
     clear = [f"{name} ({word} than {summary.loc[name, 'control']})" for name, word in said.items()]
     sentences = (
-        f"`{study}`: keyword `{first['keyword']}`, test part of {metrics['n_keyword']} keyword clips and "
-        f"{metrics['n_other']} others by {metrics['n_speakers']} speakers, mean of {int(summary.seeds.max())} seeds, "
+        f"{_judges(first)} Study `{study}`, keyword `{first['keyword']}`, mean of {int(summary.seeds.max())} seeds, "
         f"interval over {metrics.get('interval_over', 'speakers')} and seeds. "
         f"Differences from the control beyond their interval: {', '.join(clear) or 'none'}. "
         f"{tables.say_power(records.clear_ratios(found, summary))} "

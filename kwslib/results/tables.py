@@ -229,6 +229,23 @@ def say_gains(rows: pd.DataFrame, whom: str) -> str:
     )
 
 
+def say_judges(corpus: str, split: str, n_keyword: int, n_other: int, n_speakers: int) -> str:
+    """One or two sentences that begin everything: who judges, people or voices of a synthesizer, and how many.
+
+    >>> say_judges("speech_commands_part", "speaker", 235, 1200, 161)[:61]
+    '**Judged by 161 people**, none of whom was heard in training:'
+    """
+    clips = f"{n_keyword:,} clips of the keyword and {n_other:,} others"
+    if corpus.split("-")[0] == "synthetic":
+        return (
+            f"**Judged by {n_speakers} voices of a synthesizer**, not by people: {clips}. What holds among voices need "
+            "not hold among people: a model that is ten times better here may miss more of them. Believe the study of "
+            "recordings, or give recordings of the keyword with `PEOPLE=folder`."
+        )
+    who = "none of whom was heard in training" if split == "speaker" else "who may have been heard in training, too"
+    return f"**Judged by {n_speakers} people**, {who}: {clips}."
+
+
 def say_power(ratios: pd.Series) -> str:
     """One sentence: how large a true difference must be for this test to see it.
 
