@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -46,39 +47,55 @@ def read(path: Path) -> np.ndarray:
     Raises:
         AudioError: unreadable, cut off, empty, all zeros, or of a rate or length that no recording has.
     """
+    rates, pieces = zip(*blocks(path), strict=True)
+    mono = np.concatenate(pieces)
+    if rates[0] != SAMPLE_RATE:
+        mono = signal.resample_poly(mono, SAMPLE_RATE, rates[0]).astype(np.float32)
+    return mono
+
+
+def blocks(path: Path) -> Iterator[tuple[int, np.ndarray]]:
+    """A recording piece by piece, whatever its header promises: its rate in Hz, and the mean of its channels, float32.
+
+    Memory does not grow with the file.
+
+    Raises:
+        AudioError: as ``read``; of a file that is cut off, empty or silent when its end was read.
+    """
+    most, heard, loud = 10_000_000 + SAMPLES_PER_BYTE * _size(path), 0, False
     try:
         with soundfile.SoundFile(path) as file:
             promised, rate, remarks = file.frames, file.samplerate, file.extra_info
             if not RATES_HZ[0] <= rate <= RATES_HZ[1]:
                 raise AudioError(f"{path} has a sample rate of {rate} Hz: 8000 to 192000 are usual")
-            mono = _mono(path, file)
+            while len(piece := file.read(READ_SAMPLES // file.channels + 1, dtype="float32", always_2d=True)):
+                if not (np.abs(piece) < 1e30).all():
+                    raise AudioError(f"{path} holds samples that are not numbers, or far too large")
+                heard += len(piece)
+                if heard > most:
+                    raise AudioError(
+                        f"{path} unpacks to more than {most:,} samples: no recording is so long in so few bytes"
+                    )
+                mono = piece.mean(axis=1)
+                loud |= bool(mono.any())
+                yield rate, mono
     except AudioError:
         raise
     except (soundfile.SoundFileError, OSError, ValueError, TypeError) as error:
         raise AudioError(f"cannot read {path}: {error} Convert it to WAV or FLAC if it plays elsewhere.") from None
-    if len(mono) < promised or _promised_more(remarks):
-        raise AudioError(f"{path} is cut off: its header promises more than the {len(mono)} samples there are")
-    if len(mono) == 0:
+    if heard < promised or _promised_more(remarks):
+        raise AudioError(f"{path} is cut off: its header promises more than the {heard} samples there are")
+    if heard == 0:
         raise AudioError(f"{path} holds no samples")
-    if not mono.any():
+    if not loud:
         raise AudioError(f"{path} is silent: every sample is zero")
-    if rate != SAMPLE_RATE:
-        mono = signal.resample_poly(mono, SAMPLE_RATE, rate).astype(np.float32)
-    return mono
 
 
-def _mono(path: Path, file: soundfile.SoundFile) -> np.ndarray:
-    """All there is in an open file, whatever its header promises: the mean of its channels, float32 (samples,)."""
-    pieces, n_samples = [np.zeros(0, np.float32)], 0
-    most = 10_000_000 + SAMPLES_PER_BYTE * path.stat().st_size
-    while len(piece := file.read(READ_SAMPLES // file.channels + 1, dtype="float32", always_2d=True)):
-        if not (np.abs(piece) < 1e30).all():
-            raise AudioError(f"{path} holds samples that are not numbers, or far too large")
-        pieces.append(piece.mean(axis=1))
-        n_samples += len(piece)
-        if n_samples > most:
-            raise AudioError(f"{path} unpacks to more than {most:,} samples: no recording is so long in so few bytes")
-    return np.concatenate(pieces)
+def _size(path: Path) -> int:
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError):  # reading it says what is wrong
+        return 0
 
 
 def _promised_more(remarks: str) -> bool:

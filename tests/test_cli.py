@@ -106,8 +106,18 @@ def test_ctrl_c_ends_a_stream_without_a_traceback(trained, folder, capsys, monke
         raise KeyboardInterrupt
 
     monkeypatch.setattr("kwslib.streaming.listen.from_file", interrupted)
-    out = run(capsys, "stream", "--checkpoint", trained.checkpoint("baseline"), "--wav", "x.wav")
+    out = run(capsys, "stream", "--checkpoint", trained.checkpoint("baseline"), "--wav", "x.wav", "--json")
     assert len(out.splitlines()) == 11
+
+
+def test_events_are_all_that_a_pipe_gets(trained, folder, tmp_path, capsys):
+    track = np.concatenate([audio.read(f) for f in sorted((folder / "go").glob("*"))[:3]])
+    soundfile.write(tmp_path / "t.wav", track, 16_000)
+    command = "stream", "--checkpoint", trained.checkpoint("baseline"), "--wav", tmp_path / "t.wav", "--threshold", "0"
+    lines = run(capsys, *command).splitlines()
+    assert [line.split()[:4] for line in lines] == [[t, "s", "go", "detected,"] for t in ("0.19", "1.23", "2.27")]
+    events = [json.loads(line) for line in run(capsys, *command, "--events", "--json").splitlines()]
+    assert [event["t_s"] for event in events] == [0.19, 1.23, 2.27] and {e["event"] for e in events} == {"detected"}
 
 
 def test_export_to_each_format(trained, tmp_path, capsys):

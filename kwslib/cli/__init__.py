@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--stdin", action="store_true", help="raw signed 16-bit little-endian mono samples")
     source.add_argument("--mic", nargs="?", const="", metavar="DEVICE", help="a microphone, see kws devices")
     stream.add_argument("--rate", type=int, default=16_000, metavar="HZ", help="of the samples from stdin (16000)")
+    stream.add_argument("--events", action="store_true", help="print detections alone, also in a terminal or as JSON")
     stream.add_argument("--threshold", type=float, metavar="P", help="probability of an event (default: the model's)")
     stream.add_argument("--refractory-s", type=float, metavar="S", help="an event lasts this long (default 1 s)")
     export = of_a_model("export", "write a detector for another runtime, compared with the model first")

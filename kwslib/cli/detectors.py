@@ -111,21 +111,23 @@ def kws_stream(options: argparse.Namespace) -> None:
     else:
         chunks = listen.from_file(options.wav)
     decision = _decision(options, known)
-    bar = sys.stdout.isatty() and not options.json
+    bar = sys.stdout.isatty() and not options.json and not options.events
+    every_step = options.json and not options.events
     try:
         for t_s, smoothed, fired in decision.watch(score_chunks(streaming, chunks)):
+            if not (fired or bar or every_step):
+                continue
             score = float(decision.probability(smoothed))
             row = {"t_s": round(t_s, 3), "score": score}
-            detected = f"{t_s:8.2f} s  {known.get('keyword') or 'keyword'} detected, {score:.4f}"
-            if options.json:
-                lines = [json.dumps(row)] + ([json.dumps({"event": "detected", **row})] if fired else [])
-            elif bar:  # written over itself; an event stays
-                lines = [f"\r{detected:<70}"] if fired else []
+            if every_step:
+                print(json.dumps(row), flush=True)
+            if bar:  # written over itself; an event stays
                 print(f"\r{t_s:8.2f} s  {_bar(score)} {score:.3f} ", end="", flush=True)
-            else:
-                lines = [f"{t_s:8.2f} s  {score:.4f}"] + ([detected] if fired else [])
-            for line in lines:
-                print(line, flush=True)
+            if fired and options.json:
+                print(json.dumps({"event": "detected", **row}), flush=True)
+            elif fired:
+                detected = f"{t_s:8.2f} s  {known.get('keyword') or 'keyword'} detected, {score:.4f}"
+                print(f"\r{detected:<70}" if bar else detected, flush=True)
     except KeyboardInterrupt:  # how a microphone is meant to end
         pass
     finally:

@@ -7,6 +7,7 @@ loses its newest sound and says so.
 import queue
 import warnings
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,14 +25,14 @@ class ListenError(ValueError):
 
 
 def from_file(path: Path) -> Iterator[np.ndarray]:
-    """A recording of any length and rate, a tenth of a second at a time.
+    """A recording of any length and rate, some seconds at a time: memory does not grow with it.
 
     Raises:
         AudioError: unreadable, cut off, empty, or silent.
     """
-    samples = audio.read(path)
-    size = round(CHUNK_S * SAMPLE_RATE)
-    yield from (samples[start : start + size] for start in range(0, len(samples), size))
+    pieces = audio.blocks(path)
+    for rate, first in pieces:
+        yield from resampled(chain([first], (piece for _, piece in pieces)), rate)
 
 
 def from_raw(pipe: BinaryIO, rate: int = SAMPLE_RATE) -> Iterator[np.ndarray]:

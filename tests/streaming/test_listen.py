@@ -56,8 +56,8 @@ def test_resampling_in_chunks_has_no_seams(rate):
 
 def test_a_recording_of_another_rate(tmp_path):
     soundfile.write(tmp_path / "a.wav", sine(44_100, 0.55), 44_100)
-    chunks = list(listen.from_file(tmp_path / "a.wav"))
-    assert [len(c) for c in chunks] == [1600] * 5 + [800]
+    heard = np.concatenate(list(listen.from_file(tmp_path / "a.wav")))
+    assert np.abs(heard - soxr.resample(sine(44_100, 0.55), 44_100, 16_000)).max() < 1e-3
 
 
 def test_no_rate_is_named():
