@@ -265,6 +265,28 @@ def test_misses_and_false_alarms_on_a_stream(trained, folder, tmp_path, capsys):
     )
 
 
+def test_false_alarms_among_negatives_can_be_listened_to(trained, folder, tmp_path, capsys):
+    talk = tmp_path / "talk"
+    (talk / "anna").mkdir(parents=True)
+    track = np.concatenate([audio.read(f) for f in sorted((folder / "stop").glob("*"))[:3]])
+    soundfile.write(talk / "anna" / "one.wav", track, 16_000)
+    soundfile.write(talk / "two.flac", track[:8000], 16_000)
+    (talk / "broken.wav").write_bytes(b"RIFF")
+    command = "evaluate", "--checkpoint", trained.checkpoint("baseline"), "--negatives", talk, "--cut", tmp_path / "cut"
+    found = json.loads(run(capsys, *command, "--threshold", "-1000", "--json"))
+    assert [m["t_s"] for m in found["moments"] if m["file"] == "anna/one.wav"] == [0.19, 1.23, 2.27]
+    assert found["hours"] * 3600 == pytest.approx(2.9) and found["recordings"] == 2
+    assert found["fa_per_h"] == pytest.approx(found["false_alarms"] / (2.9 / 3600))
+    assert [row["file"] for row in found["left_out"]] == ["broken.wav"]
+    assert len(audio.read(tmp_path / "cut" / "one-1.23s.wav")) == 32_000
+    said = run(capsys, *command, "--threshold", "1000")
+    assert "false_alarms" in said and "anna" not in said
+    assert (
+        main(["evaluate", "--checkpoint", str(trained.checkpoint("baseline")), "--negatives", str(tmp_path / "no")])
+        == 2
+    )
+
+
 def test_a_stream_decides_as_its_checkpoint_says(trained, folder, tmp_path, capsys):
     checkpoint = trained.checkpoint("baseline")
     model, sidecar = checkpoints.load(checkpoint)

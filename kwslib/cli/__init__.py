@@ -63,7 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("files", nargs="+", type=Path, metavar="FILE", help="WAV or FLAC, any rate; its loudest second")
     price = of_a_model("cost", "parameters, MACs and bytes of a model")
     evaluate = of_a_model("evaluate", "AU-FA-FR of a model on recordings; of others than the keyword, the FA rate")
-    evaluate.add_argument("--corpus", required=True, metavar="C", help="a folder <root>/<word>/*.wav, or a known name")
+    on = evaluate.add_mutually_exclusive_group(required=True)
+    on.add_argument("--corpus", metavar="C", help="a folder <root>/<word>/*.wav, or a known name")
+    on.add_argument("--negatives", type=Path, metavar="FOLDER",
+                    help="long recordings without the keyword: false alarms per hour")  # fmt: skip
+    evaluate.add_argument("--cut", type=Path, metavar="DIR", help="write two seconds around each false alarm there")
     evaluate.add_argument("--keyword", metavar="W", help="the word to detect (default: the one it was trained for)")
     evaluate.add_argument("--threshold", type=float, help="logit to decide at (default: the checkpoint's)")
     evaluate.add_argument("--stream", type=Path, metavar="SPEC",

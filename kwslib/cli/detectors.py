@@ -4,9 +4,11 @@ import argparse
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from kwslib import audio, metrics, paths
 from kwslib.cli import show
@@ -17,7 +19,7 @@ from kwslib.data.features import LogMel
 from kwslib.nets import cost, crnn
 from kwslib.streaming import export, listen, tracks
 from kwslib.streaming.decision import Decision, outcome, read_decision
-from kwslib.streaming.events import score_tracks
+from kwslib.streaming.events import most_fa_per_h, score_tracks
 from kwslib.streaming.model import StreamingModel, probability, score_chunks
 from kwslib.training import checkpoints, compact
 
@@ -54,8 +56,15 @@ def kws_cost(options: argparse.Namespace) -> None:
 
 
 def kws_evaluate(options: argparse.Namespace) -> None:
-    """AU-FA-FR and rates on a corpus, or what is counted on a stream made of it."""
+    """AU-FA-FR and rates on a corpus, or what is counted on a stream made of it; false alarms among negatives."""
     model, front_end, known = _open_checkpoint(options)
+    if options.negatives is not None:
+        found = _among_negatives(options, StreamingModel(model, framing=front_end.framing), _decided(options, known))
+        moments = [] if options.json else found.pop("moments")
+        show(found, options.json)
+        for moment in moments:
+            print(f"  {moment['file']} {moment['t_s']:.2f} s, {moment['score']:.4f}")
+        return
     keyword = corpora.clean_keyword(options.corpus, options.keyword or known.get("keyword") or "")
     if not keyword:
         raise ValueError("this checkpoint does not say its keyword: name it with --keyword")
@@ -92,11 +101,42 @@ def kws_evaluate(options: argparse.Namespace) -> None:
 def _on_a_stream(options, model, front_end, known: dict, corpus, keyword: str) -> dict:
     """What is counted on a stream made of all clips of a corpus."""
     StreamingModel(model, framing=front_end.framing)  # complains of models that do not run on a stream
-    decision = read_decision(known) or Decision()
-    if options.threshold is not None:
-        decision = replace(decision, threshold=options.threshold)
     prepared = tracks.prepare(corpus, range(len(corpus.clips)), keyword, tracks.read_spec(options.stream))
-    return outcome(score_tracks(model, prepared), decision)
+    return outcome(score_tracks(model, prepared), _decided(options, known))
+
+
+def _decided(options: argparse.Namespace, known: dict) -> Decision:
+    """The checkpoint's decision, at another threshold if one is asked for."""
+    decision = read_decision(known) or Decision()
+    return decision if options.threshold is None else replace(decision, threshold=options.threshold)
+
+
+def _among_negatives(options: argparse.Namespace, streaming: StreamingModel, decision: Decision) -> dict:
+    """False alarms per hour on recordings without the keyword, each a stream of its own, and when they were."""
+    names = [name for name in audio.files_below(options.negatives) if not name.endswith("/")]
+    if not names:
+        raise ValueError(f"no recordings in {options.negatives}: give a folder of long ones without the keyword")
+    seconds, moments, left_out = 0.0, [], []
+    for name in tqdm(names, desc="listening", unit="file", disable=None):
+        try:
+            heard_s, fired = listen.alarms(streaming, decision, options.negatives / name)
+        except audio.AudioError as error:
+            left_out.append({"file": name, "reason": str(error)})
+            continue
+        seconds += heard_s
+        moments += [{"file": name, "t_s": round(t_s, 3), "score": score} for t_s, score in fired]
+    if not seconds:
+        raise ValueError(
+            f"none of the {len(names)} recordings in {options.negatives} can be read: {left_out[0]['reason']}"
+        )
+    if options.cut is not None:
+        for moment in moments:
+            target = options.cut / f"{paths.slug(Path(moment['file']).stem)}-{moment['t_s']:.2f}s.wav"
+            listen.cut(options.negatives / moment["file"], moment["t_s"], target)
+    hours = seconds / 3600
+    counted = {"hours": hours, "recordings": len(names) - len(left_out), "false_alarms": len(moments)}
+    counted |= {"fa_per_h": len(moments) / hours, "most_fa_per_h": most_fa_per_h(len(moments), hours)}
+    return counted | {"left_out": left_out, "moments": moments}
 
 
 def kws_stream(options: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ No ffmpeg anywhere. Memory stays bounded however slowly the chunks are taken: a 
 loses its newest sound and says so.
 """
 
+import io
 import queue
 import warnings
 from collections.abc import Iterable, Iterator
@@ -12,9 +13,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import soundfile
 
-from kwslib import audio
+from kwslib import audio, paths
 from kwslib.config import SAMPLE_RATE
+from kwslib.streaming.decision import Decision
+from kwslib.streaming.model import StreamingModel, score_chunks
 
 CHUNK_S = 0.1
 WAITING_S = 10.0  # of sound from a microphone that may wait to be scored
@@ -33,6 +37,39 @@ def from_file(path: Path) -> Iterator[np.ndarray]:
     pieces = audio.blocks(path)
     for rate, first in pieces:
         yield from resampled(chain([first], (piece for _, piece in pieces)), rate)
+
+
+def alarms(streaming: StreamingModel, decision: Decision, path: Path) -> tuple[float, list[tuple[float, float]]]:
+    """What a detector takes for its keyword in a recording without it, heard from its beginning with carried state.
+
+    Returns:
+        Seconds heard, and for each event its time in seconds and its probability.
+
+    Raises:
+        AudioError: as ``from_file``.
+    """
+    heard = 0
+
+    def counted() -> Iterator[np.ndarray]:
+        nonlocal heard
+        for chunk in from_file(path):
+            heard += len(chunk)
+            yield chunk
+
+    scored = decision.watch(score_chunks(streaming, counted()))
+    fired = [(t, float(decision.probability(score))) for t, score, begins in scored if begins]
+    return heard / SAMPLE_RATE, fired
+
+
+def cut(path: Path, t_s: float, target: Path, around_s: float = 1.0) -> None:
+    """Write what is up to ``around_s`` before and after a moment of a recording to a WAV file."""
+    with soundfile.SoundFile(path) as file:
+        begin = max(0, round((t_s - around_s) * file.samplerate))
+        file.seek(min(begin, file.frames))
+        samples = file.read(round((t_s + around_s) * file.samplerate) - begin, dtype="float32", always_2d=True)
+        content = io.BytesIO()
+        soundfile.write(content, samples, file.samplerate, format="WAV")
+    paths.write_atomically(target, content.getvalue())
 
 
 def from_raw(pipe: BinaryIO, rate: int = SAMPLE_RATE) -> Iterator[np.ndarray]:
