@@ -175,7 +175,8 @@ def vary(samples: Tensor, others: Tensor, noise: dict[str, np.ndarray], config: 
         white = uniform(0, 1) < 0.25
         background[white] = torch.randn(int(white.sum()), background.shape[1], generator=g)
         noisy, snr_db = uniform(0, 1) < config.noise_share, uniform(*config.snr_db)
-        samples[noisy] = at_snr(samples[noisy], background[noisy], snr_db[noisy])
+        if noisy.any():  # longer samples than a clip have no background
+            samples[noisy] = at_snr(samples[noisy], background[noisy], snr_db[noisy])
     return samples.clamp(-1, 1)
 
 

@@ -1,9 +1,13 @@
-"""Pieces of stream to learn from: words one after another or far apart, halves of the keyword, noise over all of it.
+"""Pieces of stream to learn from: words one after another or far apart, halves of the keyword, somebody talking, noise.
 
 They are mixed as sound and then turned into log-mels, once per corpus, so that nothing changes where one word
 ends and the next begins. Every experiment, seed and worker process reads the same ones.
+
+Talk is what a detector hears all day and what no corpus of words has in it: sentences without the keyword, read by the
+synthesizer. Its voices that judge are not those that teach.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,8 +16,9 @@ from joblib import Parallel, cpu_count, delayed
 from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
-from kwslib.config import CLIP_SAMPLES, FeatureConfig, identity
-from kwslib.data import augment
+from kwslib import paths
+from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, FeatureConfig, identity
+from kwslib.data import augment, synthesis
 from kwslib.data.augment import FRAME, Augmentation, loud_frames, speech_power, vary
 from kwslib.data.corpora import Corpus
 from kwslib.data.features import VERSION as LOGMELS_VERSION
@@ -23,9 +28,85 @@ from kwslib.processes import made_once
 
 COLOURS = {"white": 0.0, "pink": 0.5, "brown": 1.0}  # amplitude falls with this power of the frequency
 FRAMES = n_frames(FeatureConfig()) - 1  # of each second; the first frame of all has heard nothing yet
-VERSION = 2  # raise it when the same recipe would give other pieces
+VERSION = 3  # raise it when the same recipe would give other pieces
 PAUSES = ((1.0, 0.6), (0.5, 0.2), (0.2, 0.2))  # (share of the seconds with a word, share of the pieces)
 BLOCK = 256  # pieces that share a random seed
+
+TALK_VERSION = 1  # raise it when the same talk would sound different
+MOST_TALK_S = 3600  # to learn from
+TURN_S = 30  # one voice talks for so long
+SENTENCES = (
+    "the {A} {N} {V} the {N} {T}", "{P} the {N} there was a {A} {N}", "we {V} a {N} and the {N} {P}",
+    "I {V} it {T} because the {N} was {A}", "{T} she {V} his {A} {N} {P}", "did you see the {N} that he {V} {T}",
+    "they never {V} {P} with a {A} {N}", "my {N} and your {N} {V} {P}", "please tell me what the {N} {V} {T}",
+    "no {N} is as {A} as this one", "he said that {N} and {N} are {A}", "{N} {N} {N} or {N}", "who {V} the {A} {N} {P}",
+)  # fmt: skip
+SLOTS = {
+    "N": "brother garden window river teacher morning letter paper winter doctor engine mountain kitchen village "
+    "question answer picture station market island child people water money story music office forest valley "
+    "ticket summer corner number street animal weather dinner blanket shoulder pocket harbour soldier",
+    "V": "found carried opened wanted followed painted counted remembered forgot watched moved answered pulled "
+    "covered finished believed offered visited noticed crossed gathered repaired borrowed listened whispered left "
+    "took brought heard kept built held threw drew",
+    "A": "quiet yellow heavy broken narrow friendly early golden hollow simple empty ancient careful famous gentle "
+    "clever northern modern wooden tired hungry little good bad cold warm strange tall short",
+    "P": "behind the house|under the bridge|near the water|at the old station|over there|across the field|in the city|"
+    "on the table|beside the road|without a sound|after the meeting|between two hills|out of the box|up the stairs",
+    "T": "yesterday|on Monday|every evening|last year|two weeks ago|before breakfast|right now|at half past seven|"
+    "in the end|once again|tomorrow|for eight or nine days|all the time|at five o'clock",
+}
+
+
+def sentence(keyword: str, rng: np.random.Generator) -> str:
+    """Something to say without the keyword, nor a word that holds it.
+
+    >>> "cat" in sentence("cat", np.random.default_rng(0))
+    False
+    """
+    while True:
+        text = str(rng.choice(SENTENCES))
+        for slot, said in SLOTS.items():
+            options = said.split("|") if "|" in said else said.split()
+            options = [*options, *synthesis.NEIGHBOURS] if slot == "N" else options
+            while f"{{{slot}}}" in text:
+                text = text.replace(f"{{{slot}}}", str(rng.choice(options)), 1)
+        if not any(word in text for word in keyword.lower().split()):
+            return text
+
+
+def talk(keyword: str, subset: str, seconds: float) -> np.ndarray:
+    """Sentences without the keyword by the synthesizer's voices of ``train``, ``val`` or ``test``.
+
+    int16 (samples,), so many seconds or a little more, made once for all corpora. Longer talk begins as shorter does.
+    """
+    n_turns = math.ceil(seconds / TURN_S)
+    key = identity(TALK_VERSION, synthesis.VERSION, keyword, subset, n_turns, SENTENCES, SLOTS)
+    path = paths.data() / f"talk-{key}.npy"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with made_once(path) as missing:
+        if missing:
+            parts = [range(start, n_turns, synthesis.N_PARTS) for start in range(synthesis.N_PARTS)]
+            spoken = synthesis.in_fresh_processes(_talked, [(keyword, subset, part) for part in parts])
+            with new_array(path, np.int16, (n_turns, TURN_S * SAMPLE_RATE)) as out:
+                for part, turns in zip(parts, spoken, strict=True):
+                    out[part] = turns
+    return np.load(path, mmap_mode="r").reshape(-1)
+
+
+def _talked(keyword: str, subset: str, turns: range) -> np.ndarray:
+    """Some turns of a talk, (turns, samples) int16: a voice each, whose sentences follow one another."""
+    voices = {name: voice for name, voice in synthesis.speakers(600).items() if synthesis.subset_of(name) == subset}
+    names, espeak, said = sorted(voices), synthesis.Espeak(), []
+    for turn in turns:
+        rng = np.random.default_rng([len(subset), turn])
+        espeak.voice(voices[names[rng.integers(len(names))]])
+        sound = rng.uniform(120, 220), rng.uniform(15, 85), rng.uniform(10, 90), rng.uniform(0.9, 1.12)
+        pieces = [np.zeros(0, np.float32)]
+        while sum(map(len, pieces)) < TURN_S * SAMPLE_RATE:
+            pieces += [espeak.say(sentence(keyword, rng), *sound), np.zeros(int(rng.uniform(0.1, 0.8) * SAMPLE_RATE))]
+        whole = np.concatenate(pieces)[: TURN_S * SAMPLE_RATE]
+        said.append(np.round(whole * 0.5 / np.abs(whole).max() * 32767).astype(np.int16))
+    return np.array(said, np.int16).reshape(-1, TURN_S * SAMPLE_RATE)
 
 
 @dataclass(frozen=True)
@@ -38,6 +119,7 @@ class PieceConfig:
         part_share: of the words, first or second halves of the keyword: they are not the keyword.
         snr_db: the piece's mean speech power over its noise, drawn from this range.
         level_db: of the speech, drawn for each piece; every word is up to 6 dB louder or softer.
+        talk_share: of the pieces, talk without the keyword instead of words.
 
     Raises:
         ValueError: no two seconds, no keywords, or nothing else.
@@ -50,9 +132,11 @@ class PieceConfig:
     part_share: float = 0.06
     snr_db: tuple[float, float] = (6.0, 40.0)
     level_db: tuple[float, float] = (-40.0, -8.0)
+    talk_share: float = 0.33
 
     def __post_init__(self):
-        if self.clips < 2 or not 0 < self.keyword_share < 1 or not 0 <= self.part_share < 1:
+        shares = self.part_share, self.talk_share
+        if self.clips < 2 or not 0 < self.keyword_share < 1 or not all(0 <= share < 1 for share in shares):
             raise ValueError(f"a piece of stream has two clips or more, some of them keywords, not {self}")
 
 
@@ -81,13 +165,20 @@ def half_of(word: Tensor, share: float, first: bool) -> Tensor:
 
 
 def bank(
-    corpus: Corpus, rows: np.ndarray, is_keyword: np.ndarray, n: int, recipe: PieceConfig, augmentation: Augmentation
+    corpus: Corpus,
+    rows: np.ndarray,
+    is_keyword: np.ndarray,
+    n: int,
+    recipe: PieceConfig,
+    augmentation: Augmentation,
+    keyword: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """``n`` pieces of stream made of these clips, and which of their seconds say the keyword.
 
     Args:
         rows, is_keyword: clips of the corpus, and which of them (R,) are the keyword.
         augmentation: of each word; its levels and noise are left to ``recipe``.
+        keyword: what nobody says in the talk.
 
     Returns:
         Log-mels, float16 (n, F, clips * 100 + 1), memory-mapped, and labels 0 or 1, (n, clips).
@@ -95,16 +186,21 @@ def bank(
     features = FeatureConfig()
     words = replace(augmentation, context_share=0.0, gain_db=(0.0, 0.0), noise_share=0.0, frequency_mask=0, time_mask=0)
     versions, heard = (VERSION, augment.VERSION, LOGMELS_VERSION), (rows.tolist(), is_keyword.tolist())
-    key = identity(*versions, corpus.fingerprint, *heard, n, recipe, words, features)
+    talked = (TALK_VERSION, synthesis.VERSION, keyword) if recipe.talk_share else ()
+    key = identity(*versions, *talked, corpus.fingerprint, *heard, n, recipe, words, features)
     path, labels = corpus.folder / f"pieces-{key}.npy", corpus.folder / f"pieces-{key}-labels.npy"
     with made_once(path) as missing:
         if missing:
             shape = (n, features.n_mels, recipe.clips * FRAMES + 1)
+            talk_s = min(MOST_TALK_S, n * recipe.clips * recipe.talk_share)
+            said_all_day = talk(keyword, "train", talk_s) if recipe.talk_share else None
             # The labels get their name first: where there are pieces, there are labels.
             with new_array(path, np.float16, shape) as out, new_array(labels, np.int8, (n, recipe.clips)) as said:
                 blocks = [slice(start, start + BLOCK) for start in range(0, n, BLOCK)]
                 work = Parallel(n_jobs=min(cpu_count(), len(blocks)), return_as="generator_unordered")(
-                    delayed(_block)(corpus, rows, is_keyword, block.start, recipe, words, out[block], said[block])
+                    delayed(_block)(
+                        corpus, rows, is_keyword, said_all_day, block.start, recipe, words, out[block], said[block]
+                    )
                     for block in blocks
                 )
                 for _ in tqdm(work, desc="pieces of stream", total=len(blocks), unit="block"):
@@ -113,17 +209,34 @@ def bank(
 
 
 @torch.no_grad()
-def _block(corpus, rows, is_keyword, seed: int, recipe: PieceConfig, words: Augmentation, out, said) -> None:
+def _block(corpus, rows, is_keyword, talk, seed: int, recipe: PieceConfig, words: Augmentation, out, said) -> None:
     """Fill some pieces and their labels; the seed is that of the block: more pieces change no earlier one."""
     rng, g, front_end = np.random.default_rng(seed), Generator().manual_seed(seed), LogMel()
     with one_thread():
         for i in range(len(out)):
-            samples, said[i] = _piece(corpus, rows[is_keyword], rows[~is_keyword], recipe, words, rng, g)
-            out[i] = prepared(samples[None], front_end)[0].numpy()
+            level_db = rng.uniform(*recipe.level_db)
+            if rng.random() < recipe.talk_share:
+                samples, said[i] = _talk_piece(corpus, talk, recipe.clips, level_db, words, rng, g), 0
+            else:
+                samples, said[i] = _piece(corpus, rows[is_keyword], rows[~is_keyword], recipe, level_db, words, rng, g)
+            kind = rng.choice([*COLOURS, "corpus", "corpus"])
+            over = 10 ** ((level_db - rng.uniform(*recipe.snr_db)) / 20)
+            samples += torch.from_numpy(noise(kind, corpus.noise, len(samples), rng) * np.float32(over))
+            out[i] = prepared(samples.clamp(-1, 1)[None], front_end)[0].numpy()
 
 
-def _piece(corpus, keywords, others, recipe: PieceConfig, words: Augmentation, rng, g) -> tuple[Tensor, np.ndarray]:
-    """Samples (clips * 16000,) and labels (clips,) of one piece."""
+def _talk_piece(corpus, talk, seconds: int, level_db: float, words: Augmentation, rng, g) -> Tensor:
+    """Samples (seconds * 16000,) of somebody talking in a room."""
+    begin = int(rng.integers(len(talk) - seconds * CLIP_SAMPLES + 1))
+    samples = from_int16(talk[begin : begin + seconds * CLIP_SAMPLES])[None]
+    samples = vary(samples, samples, corpus.noise, words, g)
+    return (samples * (10 ** (level_db / 10) / speech_power(samples).clamp_min(1e-8)).sqrt()[:, None])[0]
+
+
+def _piece(
+    corpus, keywords, others, recipe: PieceConfig, level_db: float, words: Augmentation, rng, g
+) -> tuple[Tensor, np.ndarray]:
+    """Samples (clips * 16000,) and labels (clips,) of one piece of words."""
     n = recipe.clips
     densities, shares = zip(*PAUSES, strict=True)
     density = rng.choice(densities, p=shares)
@@ -135,10 +248,5 @@ def _piece(corpus, keywords, others, recipe: PieceConfig, words: Augmentation, r
     for second in np.flatnonzero(part):
         clips[second] = half_of(clips[second], rng.uniform(0.35, 0.65), bool(rng.random() < 0.5))
     clips = vary(clips, clips, corpus.noise, words, g)
-    speech_db = rng.uniform(*recipe.level_db)
-    power = torch.from_numpy(10 ** ((speech_db + rng.uniform(-6, 6, n)) / 10) * spoken).float()
-    samples = (clips * (power / speech_power(clips).clamp_min(1e-8)).sqrt()[:, None]).reshape(-1)
-    kind = rng.choice([*COLOURS, "corpus", "corpus"])
-    noise_db = speech_db - rng.uniform(*recipe.snr_db)
-    samples += torch.from_numpy(noise(kind, corpus.noise, n * CLIP_SAMPLES, rng) * np.float32(10 ** (noise_db / 20)))
-    return samples.clamp(-1, 1), keyword
+    power = torch.from_numpy(10 ** ((level_db + rng.uniform(-6, 6, n)) / 10) * spoken).float()
+    return (clips * (power / speech_power(clips).clamp_min(1e-8)).sqrt()[:, None]).reshape(-1), keyword

@@ -1,9 +1,8 @@
 """Spoken words from eSpeak NG, in rooms and noise: the default corpus, made on the spot.
 
-eSpeak NG comes inside the wheel ``espeakng-loader`` (GPL-3.0; called, not copied) and is driven
-through ctypes. Its output depends on what the same process said before, so every part of the
-corpus is spoken by a fresh process in a fixed order: the bytes are the same every time, and the
-first speakers of a part sound the same however many follow.
+eSpeak NG comes inside the wheel ``espeakng-loader`` (GPL-3.0; called, not copied) and is driven through ctypes. Its
+output depends on what the same process said before, so every part of the corpus is spoken by a fresh process in a
+fixed order: the bytes are the same every time, and the first speakers of a part sound the same however many follow.
 """
 
 import ctypes
@@ -36,17 +35,16 @@ WORDS = (
 
 # Ordinary words among which the near-misses of a keyword are looked for.
 NEIGHBOURS = (
-    "shield sheep shelly shelter she leela tequila shiny shower chill shoulder feeler healer dealer steal "
-    "martin margin carving starving marble melvin garden service certain even heaven eleven savage severed lemon "
-    "haven river clever letter better water cellar seller color caller tailor sailor ruler loyal royal table cable "
-    "label paper pepper copper happen open often coffee toffee hello yellow fellow follow hollow mellow pillow "
-    "window winter summer dinner finner winner sooner corner banner manner never ever over under other another "
-    "mother brother father farther feather leather weather measure pleasure treasure picture nature future "
-    "computer jupiter alexa amanda maria sarah laura anna emma sophia olivia david daniel michael victor hector "
-    "doctor tractor actor factor motor rotor visual virtual forward backward follower learner reader leader "
-    "bad bet bead bard board birth cart cut cab dock dig doug town gown ate late fight hive fort door goal "
-    "grow hoppy mouse horse lift loft mine fine know now of own won run write ride sex sick step top tea free too "
-    "new cup wowed"
+    "shield sheep shelly shelter she leela tequila shiny shower chill shoulder feeler healer dealer steal martin "
+    "margin carving starving marble melvin garden service certain even heaven eleven savage severed lemon haven river "
+    "clever letter better water cellar seller color caller tailor sailor ruler loyal royal table cable label paper "
+    "pepper copper happen open often coffee toffee hello yellow fellow follow hollow mellow pillow window winter "
+    "summer dinner finner winner sooner corner banner manner never ever over under other another mother brother "
+    "father farther feather leather weather measure pleasure treasure picture nature future computer jupiter alexa "
+    "amanda maria sarah laura anna emma sophia olivia david daniel michael victor hector doctor tractor actor factor "
+    "motor rotor visual virtual forward backward follower learner reader leader bad bet bead bard board birth cart "
+    "cut cab dock dig doug town gown ate late fight hive fort door goal grow hoppy mouse horse lift loft mine fine "
+    "know now of own won run write ride sex sick step top tea free too new cup wowed"
 ).split()
 
 ACCENTS = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029", "en-us-nyc")
@@ -77,8 +75,7 @@ class Utterance:
 
 
 def _rng(*names: str) -> np.random.Generator:
-    digest = hashlib.sha256("/".join(names).encode()).digest()
-    return np.random.default_rng(np.frombuffer(digest[:16], np.uint32))
+    return np.random.default_rng(np.frombuffer(hashlib.sha256("/".join(names).encode()).digest()[:16], np.uint32))
 
 
 class _Event(ctypes.Structure):
@@ -167,8 +164,7 @@ class Espeak:
     def phonemes(self, text: str) -> str:
         """International phonetic letters of a word, without stress marks."""
         self.voice("en-us")
-        pointer = ctypes.c_char_p(text.encode())
-        ipa = self._library.espeak_TextToPhonemes(ctypes.byref(pointer), self.UTF8, 0x02).decode()
+        ipa = self._library.espeak_TextToPhonemes(ctypes.byref(ctypes.c_char_p(text.encode())), self.UTF8, 2).decode()
         return "".join(letter for letter in ipa if letter not in "ˈˌ ")
 
 
@@ -210,8 +206,8 @@ def vocabulary(keyword: str, config: SynthesisConfig) -> Vocabulary:
     sound = espeak.phonemes(keyword)
     if not sound:
         raise ValueError(f"eSpeak NG cannot speak the keyword {keyword!r}: give a word in letters")
-    sounds = {word: espeak.phonemes(word) for word in dict.fromkeys((*WORDS, *NEIGHBOURS))}
-    sounds = {word: ipa for word, ipa in sounds.items() if word != keyword and ipa != sound}  # no homophones
+    spoken = {word: espeak.phonemes(word) for word in dict.fromkeys((*WORDS, *NEIGHBOURS))}
+    sounds = {word: ipa for word, ipa in spoken.items() if word != keyword and ipa != sound}  # no homophones
     distance = {word: edit_distance(sound, ipa) / max(len(ipa), 3) for word, ipa in sounds.items()}
     core = [word for word in sounds if word in WORDS]
     ranked = sorted(set(sounds) - set(core), key=lambda word: (distance[word], word))
@@ -265,8 +261,8 @@ def plan(voices: dict[str, str], words: Vocabulary, config: SynthesisConfig) -> 
     """
     parts: list[list[Utterance]] = [[] for _ in range(N_PARTS)]
     for index, speaker in enumerate(voices):
-        teaches = subset_of(speaker) == "train"
-        takes, n_others = (1, config.other_words) if teaches else (config.judged_takes, config.judged_words)
+        judges = subset_of(speaker) != "train"
+        takes, n_others = (config.judged_takes, config.judged_words) if judges else (1, config.other_words)
         others = _rng("others", speaker).choice(words.others, n_others, replace=False).tolist()
         said = [Utterance(speaker, words.keyword, take) for take in range(takes)]
         parts[index % N_PARTS] += said + [Utterance(speaker, word) for word in (*words.near_misses, *others)]
@@ -298,8 +294,7 @@ def place(speech: np.ndarray, noise: np.ndarray, rng: np.random.Generator, confi
     """A one-second clip: the word somewhere in it, tilted, over noise, at some level. int16."""
     if rng.random() < config.room_share:
         speech = in_a_room(speech, rng.uniform(*config.rt60_s), rng)
-    speech = speech[:CLIP_SAMPLES]
-    speech = signal.lfilter([1, rng.uniform(-0.6, 0.6)], [1], speech)
+    speech = signal.lfilter([1, rng.uniform(-0.6, 0.6)], [1], speech[:CLIP_SAMPLES])
     start = rng.integers(0, CLIP_SAMPLES - len(speech) + 1)
     clip = np.pad(speech, (start, CLIP_SAMPLES - len(speech) - start))
     kind = noise[rng.integers(len(noise))]
@@ -320,8 +315,8 @@ def coloured_noise(rng: np.random.Generator, n: int, exponent: float, lowest_hz:
 def noise_recordings(purpose: str, seconds: int = 60) -> dict[str, np.ndarray]:
     """Recordings of white, pink and brown noise, mains hum and two babbles, as int16.
 
-    Another ``purpose`` gives other recordings: those inside the clips are not those that
-    augmentation uses. Speaks, so call it in a process of its own.
+    Another ``purpose`` gives others: those inside the clips are not those that augmentation uses. Speaks, so call it
+    in a process of its own.
     """
     rng, n = _rng("noise", purpose), seconds * SAMPLE_RATE
     recordings = {}
@@ -351,7 +346,7 @@ def _talker(espeak: Espeak, voices: list[str], rng: np.random.Generator, n: int)
 def _speak_part(part: list[Utterance], voices: dict[str, str], noise: np.ndarray, config: SynthesisConfig):
     espeak = Espeak()
     clips = [place(speak(espeak, voices[u.speaker], u, config), noise, u.rng("place"), config) for u in part]
-    return np.stack(clips) if clips else np.zeros((0, CLIP_SAMPLES), np.int16)
+    return np.array(clips, np.int16).reshape(-1, CLIP_SAMPLES)
 
 
 def make_corpus(parts: list, voices: dict, config: SynthesisConfig, waveforms: np.ndarray) -> dict[str, np.ndarray]:
@@ -396,5 +391,10 @@ def _fresh_processes() -> Iterator[ProcessPoolExecutor]:
 
 def in_fresh_process(function, *arguments):
     """Call a function that speaks, in a process that has not spoken yet."""
+    return in_fresh_processes(function, [arguments])[0]
+
+
+def in_fresh_processes(function, calls: list[tuple]) -> list:
+    """Results of several such calls, each in a process of its own."""
     with _fresh_processes() as pool:
-        return pool.submit(function, *arguments).result()
+        return list(pool.map(function, *zip(*calls, strict=True)))

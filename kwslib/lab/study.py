@@ -75,7 +75,7 @@ class Study:
         """Pieces of stream of training speakers and labels of their seconds, as many as ``bank`` has clips."""
         train = self.split.train
         n = max(1, self.profile.views * len(train) // recipe.clips)
-        return pieces.bank(self.corpus, train, self.labels[train] == 1, n, recipe, augmentation)
+        return pieces.bank(self.corpus, train, self.labels[train] == 1, n, recipe, augmentation, self.keyword)
 
     def tracks(self, part: str, specs: Sequence[StreamSpec]) -> dict[str, Tracks]:
         """Long streams by name, made of the clips of one part of the split: ``val`` or ``test``.
@@ -84,7 +84,7 @@ class Study:
         """
         rows, shift = getattr(self.split, part), 1000 if part == "val" else 0
         drawn = {spec.name: replace(spec, seed=spec.seed + shift) for spec in specs}
-        return {name: tracks.prepare(self.corpus, rows, self.keyword, spec) for name, spec in drawn.items()}
+        return {name: tracks.prepare(self.corpus, rows, self.keyword, spec, part) for name, spec in drawn.items()}
 
     def sized(self, training: Training) -> Training:
         """A recipe's training with as many epochs as the profile makes of them."""

@@ -21,7 +21,7 @@ SMOOTHING = (1, 2, 3)  # steps, tried on val
 RESET_STEPS = 2  # how often the model starts afresh where the state is not carried
 CURVE_POINTS = 60
 WISHES = ("fa_per_h", "hours", "least_found")  # what a decision was made for; one made otherwise has none
-VERSION = 3  # raise it when the same streams would give another decision or other figures
+VERSION = 4  # raise it when the same streams would give another decision or other figures
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,9 @@ class Decide:
     """A step that leaves the model as it is: its decision is made on val streams and measured on test streams.
 
     Attributes:
-        streams: their specifications. Where one names a rate that is allowed, a decision is made for it; the first
-            such decision is kept with the model.
+        streams: their specifications. Where one with keywords names a rate that is allowed, a decision is made for it;
+            the first such decision is kept with the model. One without keywords that names a rate, talk, is a
+            condition for all of them: none may raise more alarms on it.
         reset: names of those on which the model is also run with its state reset before each window, which is slow.
     """
 
@@ -98,15 +99,15 @@ class Decide:
 
     def __post_init__(self):
         names, rated = [spec.name for spec in self.streams], {spec.name for spec in self.made_on}
+        found = {spec.name for spec in self.made_on if _has_keywords(spec)}
         if not all(names) or len(set(names)) < len(names):
             raise ValueError(f"each stream needs a name of its own, not {names}")
-        if not rated:
-            raise ValueError("a decision needs a stream that says fa_per_h, the rate that is allowed on it")
+        if not found:
+            raise ValueError(
+                "a decision needs a stream with keywords that says fa_per_h, the rate that is allowed on it"
+            )
         if not set(self.reset) <= rated:
             raise ValueError(f"reset names {', '.join(self.reset)}, of which not all have a rate")
-        for spec in self.made_on:
-            if not spec.keyword_times_s and not (spec.keyword_share and spec.words_per_minute):
-                raise ValueError(f"the stream {spec.name!r} has a rate and no keyword to be found at it")
 
     def __call__(self, model: nn.Module) -> nn.Module:
         return model
@@ -119,6 +120,10 @@ class Decide:
     def sized(self, percent: float) -> "Decide":
         """The same on shorter or longer streams."""
         return replace(self, streams=tuple(replace(s, minutes=s.minutes * percent / 100) for s in self.streams))
+
+
+def _has_keywords(spec: StreamSpec) -> bool:
+    return bool(spec.keyword_times_s) or bool(spec.keyword_share and spec.words_per_minute)
 
 
 def calibrate(tracks: Sequence[ScoredTrack], fa_per_h: float, refractory_s: float = 1.0) -> float:
@@ -155,16 +160,23 @@ def _false_peaks(track: ScoredTrack, refractory_s: float, most: int = 200) -> li
     return peaks
 
 
-def closest(tracks: list[ScoredTrack], fa_per_h: float) -> Decision:
+def closest(
+    tracks: list[ScoredTrack], fa_per_h: float, conditions: Sequence[tuple[list[ScoredTrack], float]] = ()
+) -> Decision:
     """The decision that misses least with at most so many false alarms per hour on these tracks.
 
     Its threshold is the lowest, its smoothing the one that misses least there, of equals the shortest.
+
+    Args:
+        conditions: other tracks with the rate that is allowed on those.
     """
     hours = round(sum(track.other_hours for track in tracks), 3)
     tried = []
     for steps in SMOOTHING:
         smooth = Decision(smoothing_steps=steps).smooth(tracks)
         lowest = calibrate(smooth, fa_per_h)
+        for others, rate in conditions:
+            lowest = max(lowest, calibrate(Decision(smoothing_steps=steps).smooth(others), rate))
         missed = count(smooth, [lowest])["miss_rate"].iloc[0]
         tried.append((missed, steps, lowest))
     _, steps, threshold = min(tried)
@@ -258,10 +270,13 @@ def measure(model: nn.Module, step: Decide, val: dict[str, Tracks], test: dict[s
     points, curves = [], {}
     decision = None
     on_test = {name: score_tracks(model, tracks) for name, tracks in test.items()}
-    for name, fa_per_h, least_found in ((spec.name, spec.fa_per_h, spec.least_found) for spec in step.made_on):
+    talks = [(spec.name, spec.fa_per_h) for spec in step.made_on if not _has_keywords(spec)]
+    found = [spec for spec in step.made_on if _has_keywords(spec)]
+    for name, fa_per_h, least_found in ((spec.name, spec.fa_per_h, spec.least_found) for spec in found):
         for state, reset_steps in (("carried", 0), ("reset", RESET_STEPS))[: 1 + (name in step.reset)]:
             on_val = score_tracks(model, val[name], reset_steps)
-            nearest = closest(on_val, fa_per_h)
+            conditions = [(score_tracks(model, val[other], reset_steps), rate) for other, rate in talks]
+            nearest = closest(on_val, fa_per_h, conditions)
             made = with_room(on_val, nearest, least_found)
             decision = decision or made  # of the first stream, with carried state
             tracks = score_tracks(model, test[name], reset_steps) if reset_steps else on_test[name]
@@ -273,7 +288,7 @@ def measure(model: nn.Module, step: Decide, val: dict[str, Tracks], test: dict[s
                 "miss_rate": curve["least_miss_rate"].round(4).tolist(),
             }
     for name, tracks in on_test.items():
-        if name != step.made_on[0].name:  # the stored decision elsewhere
+        if name != found[0].name:  # the stored decision elsewhere
             row = {"stream": name, "state": "carried", "asked_fa_per_h": None}
             points.append(row | outcome(tracks, decision))
     return decision, {"decision": asdict(decision), "points": points, "curves": curves}

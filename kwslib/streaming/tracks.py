@@ -17,11 +17,12 @@ from tqdm.auto import tqdm
 
 from kwslib import paths
 from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, FeatureConfig, identity
+from kwslib.data import synthesis
 from kwslib.data.augment import FRAME, loud_frames, speech_power
 from kwslib.data.corpora import Corpus
 from kwslib.data.features import VERSION as LOGMELS_VERSION
 from kwslib.data.features import LogMel, from_int16, new_array, one_thread, prepared
-from kwslib.data.pieces import COLOURS, noise
+from kwslib.data.pieces import COLOURS, TALK_VERSION, TURN_S, noise, talk
 from kwslib.processes import made_once
 
 
@@ -67,6 +68,8 @@ class StreamSpec:
         noise: kinds that follow one another: ``white``, ``pink``, ``brown``, or ``corpus``, the recordings
             that came with it; none of them for silence.
         noise_db: level of the noise, full scale is 0.
+        talk: whether somebody talks all the time, without the keyword: see ``kwslib.data.pieces.talk``. Over the noise
+            as words are, by the same voices in every study.
         keyword_times_s: when a keyword clip begins in every track, besides the other words.
         name: of the file that says all this.
         fa_per_h: false alarms per hour that a detector is allowed on it, where one is to be tuned to it.
@@ -83,6 +86,7 @@ class StreamSpec:
     snr_db: tuple[float, float] = (10.0, 30.0)
     noise: tuple[str, ...] = ("white", "pink", "brown", "corpus")
     noise_db: float = -45.0
+    talk: bool = False
     keyword_times_s: tuple[float, ...] = ()
     name: str = ""
     fa_per_h: float | None = None
@@ -96,6 +100,8 @@ class StreamSpec:
         numbers = (self.seed, self.minutes, self.words_per_minute, self.keyword_share, *levels_db)
         if not all(isinstance(n, int | float) and abs(n) < np.inf for n in (*numbers, *self.keyword_times_s)):
             raise SpecError(f"a stream is described by finite numbers, not by {self}")
+        if not isinstance(self.talk, bool):
+            raise SpecError(f"talk is true or false, not {self.talk!r}")
         if not isinstance(self.seed, int) or self.seed < 0:
             raise SpecError(f"seed must be a whole number from 0 on, not {self.seed}")
         if not 0.05 <= self.minutes <= 10_000:
@@ -143,7 +149,7 @@ def read_spec(path: Path) -> StreamSpec:
         raise SpecError(f"{path}: {str(error)[:500]}") from None  # a list may be long
 
 
-def render(corpus: Corpus, rows: Sequence[int], keyword: str, spec: StreamSpec) -> Iterator[Track]:
+def render(corpus: Corpus, rows: Sequence[int], keyword: str, spec: StreamSpec, part: str = "test") -> Iterator[Track]:
     """The tracks of a stream, one by one: words of these rows at their times, over noise.
 
     Each other word is as likely as any, however many clips there are of it: near-misses, of which a corpus may hold
@@ -152,12 +158,13 @@ def render(corpus: Corpus, rows: Sequence[int], keyword: str, spec: StreamSpec) 
 
     Args:
         rows: clips to draw from, for example the test part of a split.
+        part: of the synthesizer's voices, which talk.
 
     Raises:
         SpecError: keywords are wanted and these rows have none, or other words.
     """
     for number in range(len(_lengths_s(spec))):
-        yield _track(corpus, np.asarray(rows), keyword, spec, number)
+        yield _track(corpus, np.asarray(rows), keyword, spec, number, part)
 
 
 def _lengths_s(spec: StreamSpec) -> list[float]:
@@ -166,7 +173,7 @@ def _lengths_s(spec: StreamSpec) -> list[float]:
     return [min(TRACK_S, spec.minutes * 60 - number * TRACK_S) for number in range(n_tracks)]
 
 
-def _track(corpus: Corpus, rows: np.ndarray, keyword: str, spec: StreamSpec, number: int) -> Track:
+def _track(corpus: Corpus, rows: np.ndarray, keyword: str, spec: StreamSpec, number: int, part: str) -> Track:
     is_keyword = corpus.is_keyword(keyword)[rows]
     keywords, spoken = rows[is_keyword], corpus.clips["word"].to_numpy()[rows]
     others = [rows[spoken == word] for word in np.unique(spoken[~is_keyword])]
@@ -193,6 +200,13 @@ def _track(corpus: Corpus, rows: np.ndarray, keyword: str, spec: StreamSpec, num
             if all(abs(begin - t) >= CLIP_S for t in taken):  # keywords with a time of their own go first
                 planned.append((float(begin), wanted))
     noise_power = 10 ** (spec.noise_db / 10)
+    if spec.talk:
+        begin = round(number * TRACK_S * SAMPLE_RATE)
+        said = from_int16(talk(keyword, part, spec.minutes * 60)[begin : begin + len(samples)])
+        for turn in said.split(TURN_S * SAMPLE_RATE):
+            power = float(speech_power(turn[None])) or 1.0
+            turn *= np.sqrt(noise_power * 10 ** (rng.uniform(*spec.snr_db) / 10) / power)
+        samples += said.numpy()
     keywords_s = []
     for begin, is_wanted in sorted(planned):
         chosen = keywords if is_wanted else others[rng.integers(len(others))]  # a word first, then a clip of it
@@ -226,22 +240,25 @@ class Tracks(NamedTuple):
     seconds: list[float]
 
 
-def prepare(corpus: Corpus, rows: Sequence[int], keyword: str, spec: StreamSpec) -> Tracks:
-    """The log-mels of a stream, float32, memory-mapped; computed once for all models that hear it.
+def prepare(corpus: Corpus, rows: Sequence[int], keyword: str, spec: StreamSpec, part: str = "test") -> Tracks:
+    """The log-mels of a stream, float32, memory-mapped; computed once for all models that hear it. As ``render``.
 
     Raises:
         SpecError: as ``render``.
     """
     rows = np.asarray(rows)
     sound = replace(spec, name="", fa_per_h=None, least_found=None)  # these change no sample
-    key = identity(VERSION, LOGMELS_VERSION, corpus.fingerprint, rows.tolist(), keyword, sound)
+    talked = (TALK_VERSION, synthesis.VERSION, part) if spec.talk else ()
+    key = identity(VERSION, LOGMELS_VERSION, corpus.fingerprint, rows.tolist(), keyword, sound, *talked)
     path, about = corpus.folder / f"stream-{key}.npy", corpus.folder / f"stream-{key}.json"
     seconds, keywords_s = _lengths_s(spec), []
     ends = np.cumsum([round(s * SAMPLE_RATE) // FeatureConfig().hop_length + 1 for s in seconds]).tolist()
     with made_once(path) as missing:
         if missing:
+            if spec.talk:
+                talk(keyword, part, spec.minutes * 60)  # before the others ask for it
             with new_array(path, np.float32, (FeatureConfig().n_mels, ends[-1])) as out:
-                calls = [delayed(_track_logmels)(corpus, rows, keyword, spec, n) for n in range(len(seconds))]
+                calls = [delayed(_track_logmels)(corpus, rows, keyword, spec, n, part) for n in range(len(seconds))]
                 tracks = Parallel(n_jobs=cpu_count(), return_as="generator")(calls)
                 rendered = tqdm(tracks, desc="rendering a stream", total=len(seconds))
                 for end, (logmels, said) in zip(ends, rendered, strict=True):
@@ -254,7 +271,7 @@ def prepare(corpus: Corpus, rows: Sequence[int], keyword: str, spec: StreamSpec)
 
 
 @torch.no_grad()
-def _track_logmels(corpus, rows, keyword, spec, number: int) -> tuple[np.ndarray, list]:
+def _track_logmels(corpus, rows, keyword, spec, number: int, part: str) -> tuple[np.ndarray, list]:
     with one_thread():
-        track = _track(corpus, rows, keyword, spec, number)
+        track = _track(corpus, rows, keyword, spec, number, part)
         return prepared(torch.from_numpy(track.samples)[None], LogMel())[0].numpy(), track.keywords_s

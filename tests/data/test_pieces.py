@@ -10,7 +10,13 @@ from kwslib.data.pieces import PieceConfig
 
 
 def test_pieces_that_make_no_sense_are_refused():
-    for wrong in ({"clips": 1}, {"keyword_share": 0.0}, {"keyword_share": 1.0}, {"part_share": 1.0}):
+    for wrong in (
+        {"clips": 1},
+        {"keyword_share": 0.0},
+        {"keyword_share": 1.0},
+        {"part_share": 1.0},
+        {"talk_share": 1.0},
+    ):
         with pytest.raises(ValueError, match="two clips or more, some of them keywords"):
             PieceConfig(**wrong)
 
@@ -22,24 +28,24 @@ def corpus(folder):
 
 def test_pieces_of_stream_are_the_same_every_time_and_say_what_they_hold(corpus):
     rows, is_keyword = np.arange(len(corpus.clips)), corpus.is_keyword("go")
-    recipe = PieceConfig(clips=4, keyword_share=0.3)
-    logmels, said = pieces.bank(corpus, rows, is_keyword, 300, recipe, WITHOUT_MASKS)
+    recipe = PieceConfig(clips=4, keyword_share=0.3, talk_share=0.0)
+    logmels, said = pieces.bank(corpus, rows, is_keyword, 300, recipe, WITHOUT_MASKS, "go")
     assert logmels.shape == (300, 40, 401) and said.shape == (300, 4)
     assert 0.2 < said.mean() < 0.4
     before, labels = np.array(logmels), np.array(said)
     for file in corpus.folder.glob("pieces-*"):
         file.unlink()
-    fewer, fewer_said = pieces.bank(corpus, rows, is_keyword, 280, recipe, WITHOUT_MASKS)
+    fewer, fewer_said = pieces.bank(corpus, rows, is_keyword, 280, recipe, WITHOUT_MASKS, "go")
     np.testing.assert_array_equal(fewer, before[:280])  # more pieces change no earlier one
     np.testing.assert_array_equal(fewer_said, labels[:280])
 
 
 def test_pieces_without_their_labels_are_made_again(corpus):
     rows, is_keyword = np.arange(len(corpus.clips)), corpus.is_keyword("go")
-    _, said = pieces.bank(corpus, rows, is_keyword, 5, PieceConfig(clips=3), WITHOUT_MASKS)
+    _, said = pieces.bank(corpus, rows, is_keyword, 5, PieceConfig(clips=3, talk_share=0.0), WITHOUT_MASKS, "go")
     (made,) = set(corpus.folder.glob("pieces-*.npy")) - set(corpus.folder.glob("*-labels.npy"))
     made.rename(made.with_suffix(".npy.tmp"))  # killed before the pieces had their name
-    _, again = pieces.bank(corpus, rows, is_keyword, 5, PieceConfig(clips=3), WITHOUT_MASKS)
+    _, again = pieces.bank(corpus, rows, is_keyword, 5, PieceConfig(clips=3, talk_share=0.0), WITHOUT_MASKS, "go")
     np.testing.assert_array_equal(said, again)
 
 
@@ -50,3 +56,29 @@ def test_half_a_word_is_silent_where_the_other_half_was():
     assert first.nonzero().min() == 4_800 and first.nonzero().max() == 7_199
     assert second.nonzero().min() == 7_200 and second.nonzero().max() == 9_599
     torch.testing.assert_close(first + second, word)
+
+
+def test_nobody_says_the_keyword_in_talk():
+    rng = np.random.default_rng(0)
+    said = [pieces.sentence("hap", rng) for _ in range(500)]
+    assert len(set(said)) > 400 and not any("hap" in text or "{" in text for text in said)
+
+
+@pytest.mark.slow
+def test_talk_is_the_same_every_time_of_other_voices_in_each_part_and_longer_talk_begins_alike():
+    minute = {part: np.array(pieces.talk("go", part, 60)) for part in ("train", "test")}
+    longer = pieces.talk("go", "train", 85)
+    assert len(minute["train"]) == 60 * 16_000 and len(longer) == 90 * 16_000
+    np.testing.assert_array_equal(longer[: 60 * 16_000], minute["train"])
+    assert (minute["train"] != minute["test"]).mean() > 0.5
+    loud = np.abs(minute["train"].reshape(60, -1).astype(int)).max(1) > 1000
+    assert loud.mean() > 0.9  # pauses between sentences are short
+
+
+@pytest.mark.slow
+def test_a_share_of_the_pieces_is_talk(corpus):
+    rows, is_keyword = np.arange(len(corpus.clips)), corpus.is_keyword("go")
+    recipe = PieceConfig(clips=3, keyword_share=0.5, talk_share=0.5)
+    _, said = pieces.bank(corpus, rows, is_keyword, 200, recipe, WITHOUT_MASKS, "go")
+    _, words = pieces.bank(corpus, rows, is_keyword, 200, PieceConfig(3, 0.5, talk_share=0.0), WITHOUT_MASKS, "go")
+    assert 0.35 < (said.sum() / words.sum()) < 0.65

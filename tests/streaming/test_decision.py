@@ -104,6 +104,20 @@ def test_where_there_is_room_the_threshold_is_in_the_middle_between_alarms_and_m
         assert events.count(made.smooth(tracks), [made.threshold])["fa_per_h"].iloc[0] == 0
 
 
+def test_talk_is_a_condition_of_every_decision():
+    """Of two tracks, the one without keywords allows fewer alarms: the threshold is above its peaks, too."""
+    times = np.arange(0.1, 60, 0.1)
+    words, speech = np.zeros(len(times)), np.zeros(len(times))
+    words[100], words[300] = 9.0, 2.0  # the keyword; a false peak
+    speech[[50, 200, 400]] = 5.0, 4.0, 3.0
+    tracks = [ScoredTrack([(9.8, 10.3)], 60.0, times, words)]
+    alone = closest(tracks, fa_per_h=0.0)
+    assert 2.0 < alone.threshold < 2.1
+    for rate, above in ((0.0, 5.0), (60.0, 4.0), (120.0, 3.0), (200.0, 2.0)):
+        made = closest(tracks, 0.0, [([ScoredTrack([], 60.0, times, speech)], rate)])
+        assert above < made.threshold < above + 0.1
+
+
 @pytest.fixture
 def measured(folder):
     corpus = corpora.load(str(folder), "go")
@@ -175,9 +189,9 @@ def test_a_decision_that_cannot_be_made_is_refused_before_any_training():
     for streams_, reset, message in (
         ((replace(rated, name=""),), (), "a name of its own"),
         ((rated, rated), (), "a name of its own"),
-        ((replace(rated, fa_per_h=None),), (), "needs a stream that says fa_per_h"),
+        ((replace(rated, fa_per_h=None),), (), "needs a stream with keywords that says fa_per_h"),
         ((rated,), ("b",), "not all have a rate"),
-        ((replace(rated, keyword_share=0.0),), (), "no keyword to be found"),
+        ((replace(rated, keyword_share=0.0),), (), "needs a stream with keywords"),
     ):
         with pytest.raises(ValueError, match=message):
             Decide(streams_, reset)
