@@ -13,6 +13,27 @@ import numpy as np
 KEYWORD_SHARE = 1734 / 64_721  # of one word in Speech Commands v0.01: at another, the bar of 5.5e-5 means another net
 
 
+def _counted(
+    scores: np.ndarray, is_keyword: np.ndarray, weights: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Others accepted, keywords rejected, and the threshold, for each distinct score; whole numbers stay exact."""
+    scores, is_keyword = np.asarray(scores, np.float64), np.asarray(is_keyword, bool)
+    weights = np.ones(len(scores)) if weights is None else np.asarray(weights, np.float64)
+    if scores.ndim != 1 or scores.shape != is_keyword.shape or scores.shape != weights.shape:
+        raise ValueError(f"expected equal 1-D shapes, got {scores.shape}, {is_keyword.shape}, {weights.shape}")
+    if np.isnan(scores).any():
+        raise ValueError(f"{np.isnan(scores).sum()} of {len(scores)} scores are not numbers (NaN)")
+    positive, negative = weights * is_keyword, weights * ~is_keyword
+    if positive.sum() == 0 or negative.sum() == 0:
+        raise ValueError("the curve needs keyword clips and other clips, one of them is missing")
+    order = np.argsort(-scores, kind="stable")
+    ranked = scores[order]
+    last_of_tie = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
+    others = np.concatenate([[0.0], np.cumsum(negative[order])[last_of_tie]])
+    accepted = np.concatenate([[0.0], np.cumsum(positive[order])[last_of_tie]])
+    return others, accepted[-1] - accepted, np.concatenate([[np.inf], ranked[last_of_tie]])
+
+
 def fa_fr_curve(
     scores: np.ndarray, is_keyword: np.ndarray, weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -35,52 +56,32 @@ def fa_fr_curve(
     >>> fa.tolist(), fr.tolist()
     ([0.0, 0.0, 0.25, 0.25, 0.5], [0.5, 0.25, 0.25, 0.0, 0.0])
     """
-    scores, is_keyword = np.asarray(scores, np.float64), np.asarray(is_keyword, bool)
-    weights = np.ones(len(scores)) if weights is None else np.asarray(weights, np.float64)
-    if scores.ndim != 1 or scores.shape != is_keyword.shape or scores.shape != weights.shape:
-        raise ValueError(f"expected equal 1-D shapes, got {scores.shape}, {is_keyword.shape}, {weights.shape}")
-    if np.isnan(scores).any():
-        raise ValueError(f"{np.isnan(scores).sum()} of {len(scores)} scores are not numbers (NaN)")
-    positive, negative = weights * is_keyword, weights * ~is_keyword
-    if positive.sum() == 0 or negative.sum() == 0:
-        raise ValueError("the curve needs keyword clips and other clips, one of them is missing")
-    order = np.argsort(-scores, kind="stable")
-    ranked = scores[order]
-    last_of_tie = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
-    total = weights.sum()
-    fa = np.concatenate([[0.0], np.cumsum(negative[order])[last_of_tie]]) / total
-    accepted = np.concatenate([[0.0], np.cumsum(positive[order])[last_of_tie]])
-    fr = (positive.sum() - accepted) / total
-    return fa, fr, np.concatenate([[np.inf], ranked[last_of_tie]])
+    others, rejected, thresholds = _counted(scores, is_keyword, weights)
+    total = others[-1] + rejected[0]
+    return others / total, rejected / total, thresholds
 
 
-def at_share(is_keyword: np.ndarray, counts: np.ndarray | None = None, share: float = KEYWORD_SHARE) -> np.ndarray:
-    """Weights with which keyword clips make up this share of all, (N,); they sum to 1.
+def at_share(fa: np.ndarray, fr: np.ndarray, share: float = KEYWORD_SHARE) -> tuple[np.ndarray, np.ndarray]:
+    """A curve as it would be if keywords made up this share of all clips.
 
-    Args:
-        is_keyword: (N,), bool, both classes present.
-        counts: (N,), how often each clip counts within its class; ``None`` counts each once.
-
-    >>> at_share(np.array([True, False, False, False, False]), share=0.2).round(6).tolist()
-    [0.2, 0.2, 0.2, 0.2, 0.2]
+    >>> fa, fr = at_share(np.array([0.0, 0.25, 0.5]), np.array([0.5, 0.25, 0.0]), share=0.2)
+    >>> fa.tolist(), fr.tolist()
+    ([0.0, 0.4, 0.8], [0.2, 0.1, 0.0])
     """
-    counts = np.ones(len(is_keyword)) if counts is None else np.asarray(counts, np.float64)
-    of_keyword, of_others = counts[is_keyword].sum(), counts[~is_keyword].sum()
-    return counts * np.where(is_keyword, share / (of_keyword or np.nan), (1 - share) / (of_others or np.nan))
+    return fa / fa[-1] * (1 - share), fr / fr[0] * share
 
 
-def au_fa_fr(scores: np.ndarray, is_keyword: np.ndarray, counts: np.ndarray | None = None) -> float:
+def au_fa_fr(scores: np.ndarray, is_keyword: np.ndarray, weights: np.ndarray | None = None) -> float:
     """AU-FA-FR where keywords are ``KEYWORD_SHARE`` of all clips: p0 (1 - p0) (1 - ROC AUC). Arguments as above.
 
-    Clips count ``counts`` times, then both classes are weighted to that share.
+    Computed from whole numbers of pairs in the wrong order, so equal rankings have equal areas, to the last bit.
 
     >>> au_fa_fr(np.array([0.9, 0.8, 0.1]), np.array([True, True, False]))
     0.0
     """
-    is_keyword = np.asarray(is_keyword, bool)
-    if is_keyword.all() or not is_keyword.any() or np.shape(scores) != is_keyword.shape:
-        return au_fa_fr_as_is(scores, is_keyword)  # which complains
-    return au_fa_fr_as_is(scores, is_keyword, at_share(is_keyword, counts))
+    others, rejected, _ = _counted(scores, is_keyword, weights)
+    wrong = float(np.trapezoid(rejected, others)) / float(others[-1] * rejected[0])  # 1 - ROC AUC
+    return KEYWORD_SHARE * (1 - KEYWORD_SHARE) * wrong
 
 
 def au_fa_fr_as_is(scores: np.ndarray, is_keyword: np.ndarray, weights: np.ndarray | None = None) -> float:
@@ -91,8 +92,8 @@ def au_fa_fr_as_is(scores: np.ndarray, is_keyword: np.ndarray, weights: np.ndarr
     >>> au_fa_fr_as_is(np.zeros(4), np.array([True, False, False, False]))  # constant: p (1 - p) / 2
     0.09375
     """
-    fa, fr, _ = fa_fr_curve(scores, is_keyword, weights)
-    return float(np.trapezoid(fr, fa))
+    others, rejected, _ = _counted(scores, is_keyword, weights)
+    return float(np.trapezoid(rejected, others)) / float(others[-1] + rejected[0]) ** 2
 
 
 def roc_auc(area: float, share: float = KEYWORD_SHARE) -> float:
@@ -176,27 +177,24 @@ def interval95(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-RATIOS = 1.05 ** np.arange(1, 60)  # up to 17.8
-
-
 def clear_ratio(mine: np.ndarray, theirs: np.ndarray, power: float = 0.8) -> float:
     """The smallest true ratio of two errors that a test would call clear in so many of its repeats.
 
-    Simulated from paired bootstrap replicates: ``mine`` are scaled to be so many times better than ``theirs``; each
-    resample is a repeat, and it is clear when its distance from 0 exceeds that of the 95 % interval.
+    From paired bootstrap replicates. An interval of the difference is clear of 0 where that of the ratio is clear of 1,
+    and a truly larger ratio moves its logarithm without changing its spread: each resample is a repeat.
 
     Args:
         mine, theirs: (resamples,), of two models on the same resamples.
 
     Returns:
-        Infinite where none of ``RATIOS`` would do, NaN where one of the two makes no errors.
+        Infinite where too many resamples hold no error of theirs, NaN where neither model makes any.
     """
-    known = ~np.isnan(mine + theirs)
-    mine, theirs = mine[known], theirs[known]
-    if not known.any() or not mine.mean() or not theirs.mean():
+    some = mine + theirs > 0  # False for NaN, too
+    if not some.any():
         return np.nan
-    for ratio in RATIOS:
-        gain = theirs / theirs.mean() - mine / mine.mean() / ratio
-        if (gain > gain.mean() - interval95(gain)[0]).mean() >= power:
-            return float(ratio)
-    return np.inf
+    with np.errstate(divide="ignore"):
+        apart = np.log(theirs[some]) - np.log(mine[some])
+    middle, unlucky, low = np.percentile(apart, [50, 100 * (1 - power), 2.5], method="inverted_cdf")
+    if not np.isfinite(middle):
+        return np.nan
+    return float(np.exp(2 * middle - unlucky - low))

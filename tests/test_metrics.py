@@ -24,6 +24,19 @@ def test_area_equals_p_q_one_minus_auc_of_sklearn_with_ties(data):
     assert metrics.roc_auc(metrics.au_fa_fr_as_is(scores, labels), p) == pytest.approx(theirs, abs=1e-9)
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_equal_rankings_have_equal_areas_to_the_last_bit(data):
+    """Which epoch is kept must not hang on rounding: of equal areas the lower loss decides."""
+    n = data.draw(st.integers(2, 400))
+    labels = np.random.default_rng(n).random(n) < 0.3
+    labels[:2] = True, False
+    scores = np.random.default_rng(data.draw(st.integers(0, 1000))).permutation(n).astype(float)
+    wrong = sum((scores[~labels] > score).sum() for score in scores[labels])
+    exact = 1734 / 64_721 * (1 - 1734 / 64_721) * (float(wrong) / float(labels.sum() * (~labels).sum()))
+    assert metrics.au_fa_fr(scores, labels) == exact
+
+
 def test_area_does_not_depend_on_the_share_of_keywords():
     scores, labels = np.array([3.0, 1.0, 2.0, 0.0]), np.array([True, True, False, False])
     more = np.r_[np.repeat(scores[labels], 5), scores[~labels]], np.r_[np.repeat(True, 10), False, False]

@@ -270,7 +270,7 @@ def _measure(study: Study, model: nn.Module) -> dict:
     speakers = study.corpus.clips["speaker"].to_numpy()[test]
     area = metrics.au_fa_fr(on_test, is_keyword)
     replicates = metrics.bootstrap(on_test, is_keyword, speakers, study.profile.bootstrap)
-    fa, fr, _ = metrics.fa_fr_curve(on_test, is_keyword, metrics.at_share(is_keyword))
+    fa, fr = metrics.at_share(*metrics.fa_fr_curve(on_test, is_keyword)[:2])
     corner = np.flatnonzero(np.diff(fr, prepend=np.inf, append=np.inf)[:-1] != 0)  # where a keyword is gained
     return {
         "au_fa_fr": area,

@@ -252,16 +252,18 @@ def say_power(ratios: pd.Series) -> str:
     Args:
         ratios: of ``kwslib.results.records.clear_ratios``.
 
-    >>> say_power(pd.Series({"a": 1.4, "b": 1.6, "c": float("nan")}))[:66]
-    'In 80 % of repeats this test would call a true ratio to the contro'
+    >>> say_power(pd.Series({"a": 1.44, "b": 1.6, "c": float("nan")}))[:70]
+    'In 80 % of repeats this test would call a true ratio to the control of'
     """
     known = ratios.dropna().sort_values()
     if known.empty:
         return ""
+    middle, (best, *_, worst) = known.iloc[len(known) // 2], [*known.items(), *known.tail(1).items()]
+    said = [f"{ratio:.2f}" if ratio < 100 else "no size" for ratio in (middle, best[1], worst[1])]
     return (
-        f"In 80 % of repeats this test would call a true ratio to the control of {times(known.median())} clear (median "
-        f"of {len(known)} comparisons; {times(known.iloc[0])} for {known.index[0]}, {times(known.iloc[-1])} for "
-        f"{known.index[-1]}): smaller differences it does not see."
+        f"In 80 % of repeats this test would call a true ratio to the control of {said[0]} clear (median of "
+        f"{len(known)} comparisons; from {said[1]} for {best[0]} to {said[2]} for {worst[0]}): smaller differences it "
+        "does not see."
     )
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from kwslib import metrics
 from kwslib.results import published, records, tables
 from kwslib.results.records import RecordError
 
@@ -231,17 +232,30 @@ def test_stream_points_become_a_table_and_sentences():
     assert "ordinary 4.0 h with 100 keywords" in tables.say_hours(points)
 
 
-@pytest.mark.parametrize("spread", [0.05, 0.1, 0.2])
+@pytest.mark.parametrize("spread", [0.05, 0.1, 0.4])
 def test_the_ratio_that_a_test_sees_is_that_of_the_normal_distribution(spread):
-    """For two independent areas with this relative spread, (1 - 1/r) = (1.96 + 0.84) spread sqrt(1 + 1/r^2)."""
+    """Of two independent areas whose logarithms have this spread: exp((1.96 + 0.84) sqrt(2) spread)."""
     rng = np.random.default_rng(0)
-    drawn = [(1e-5 * (1 + spread * rng.normal(size=20_000))).tolist() for _ in range(2)]
+    drawn = [(1e-5 * np.exp(spread * rng.normal(size=50_000))).tolist() for _ in range(2)]
     found = [record("a", 0, 1e-5, replicates=drawn[0]), record("b", 0, 1e-5, control="a", replicates=drawn[1])]
-    r = np.linspace(1.001, 5, 100_000)
-    expected = r[np.argmax(1 - 1 / r >= (1.96 + 0.8416) * spread * np.sqrt(1 + 1 / r**2))]
     seen = records.clear_ratios(found, records.summary(found))
-    assert list(seen.index) == ["b"] and expected * 0.98 <= seen["b"] <= expected * 1.07
-    assert f"{seen['b']:.1f}× clear" in tables.say_power(seen)
+    assert list(seen.index) == ["b"]
+    assert np.log(seen["b"]) == pytest.approx((1.96 + 0.8416) * np.sqrt(2) * spread, rel=0.03)
+    assert f"a true ratio to the control of {seen['b']:.2f} clear" in tables.say_power(seen)
+
+
+def test_the_ratio_that_a_test_sees_is_called_clear_in_four_repeats_of_five():
+    """A plain simulation: clips of one speaker each, whose errors are drawn anew, and the verdict's own interval."""
+    rng, n, ratio = np.random.default_rng(1), 400, None
+    clear = 0
+    for _ in range(100):
+        theirs = rng.exponential(1.0, n) * (rng.random(n) < 0.2)
+        mine = rng.exponential(1.0, n) * (rng.random(n) < 0.2)
+        resamples = rng.multinomial(n, np.full(n, 1 / n), 400)
+        ratio = ratio or metrics.clear_ratio(resamples @ mine, resamples @ theirs)
+        low, _ = metrics.interval95(resamples @ theirs - resamples @ mine / ratio)
+        clear += low > 0
+    assert 1.2 < ratio < 3 and 65 <= clear <= 95
 
 
 def test_no_ratio_can_be_seen_without_errors_or_without_a_control():
