@@ -77,6 +77,11 @@ def check(study: Study, seeds: Collection[int] | None = (0,)) -> dict:
         there = ", ".join(sorted(folder.name for folder in REFERENCE.iterdir() if folder.is_dir()))
         raise records.RecordError(f"{study.name} is not among the published studies: {there}")
     published = records.load_folder(REFERENCE / study.name / "records")
+    if published[0]["data"]["corpus_fingerprint"] != study.corpus.fingerprint:
+        raise records.RecordError(
+            f"{study.name} was published of other clips than {study.corpus.name} holds now: its files cannot be scored "
+            "again, nor runs compared, until it is published anew (CHANGELOG.md says what changed)"
+        )
     own = list(records.folder(study.name).glob("*.json"))
     compared = compare(_of_profile(records.load(study.name), published), published) if own else pd.DataFrame()
     files = rescore(study, {r["experiment"] for r in published}, seeds, published=True)

@@ -39,7 +39,7 @@ FORM = {
     "epochs": int,
     "metrics": {
         "au_fa_fr": NUMBER,
-        "au_fa_fr_as_is": NUMBER,
+        "au_fa_fr_as_is?": NUMBER,  # early records: their au_fa_fr is that
         "au_fa_fr_val": NUMBER,
         "au_fa_fr_ci95": (MEASURED, MEASURED),
         "roc_auc": MEASURED,
@@ -251,7 +251,8 @@ def results(records: list[dict]) -> pd.DataFrame:
     for r in records:
         metrics, cost = r["metrics"], r["cost"]
         row = {"experiment": r["experiment"], "seed": r["seed"]}
-        row |= {key: metrics[key] for key in ("au_fa_fr", "au_fa_fr_as_is", "au_fa_fr_val")}
+        row |= {"au_fa_fr": metrics["au_fa_fr"], "au_fa_fr_as_is": metrics.get("au_fa_fr_as_is", metrics["au_fa_fr"])}
+        row |= {"au_fa_fr_val": metrics["au_fa_fr_val"]}
         row |= dict(zip(("ci95_low", "ci95_high"), metrics["au_fa_fr_ci95"], strict=True))
         row |= {key: metrics[key] for key in ("roc_auc", "n_keyword", "n_other")}
         row |= {key: cost.get(key, np.nan) for key in COSTS}
