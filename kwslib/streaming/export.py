@@ -189,23 +189,35 @@ def detector(model: nn.Module, suffix: str, described: dict) -> bytes:
         key: described.get(key) for key in ("keyword", "threshold", "experiment", "precision", "model", "decision")
     }
     about |= {"sample_rate": SAMPLE_RATE, "hop_samples": whole.hop}
-    about["threshold_probability"] = float(decision.probability(decision.threshold))  # of the mean of logits, smoothed
-    # The first state is zeros, but for energies, which are -inf, and these: a number for each row.
-    state = zip(whole.names, whole.initial_state(), strict=True)
-    about["first_state"] = {n: [round(v, 5) for v in t[0, :, 0].tolist()] for n, t in state if n.startswith("frames")}
+    # An event begins where the mean logit of the last smoothing_steps reaches the threshold.
+    about["threshold_probability"] = float(decision.probability(decision.threshold))
+    about["threshold_logit"] = decision.scale * decision.threshold + decision.offset
+    about |= {"smoothing_steps": decision.smoothing_steps, "refractory_s": decision.refractory_s}
+    about |= {"inputs": {"samples": [1, whole.hop]}, "first_state": {}}
+    for name, part in zip(whole.names, whole.initial_state(), strict=True):
+        about["inputs"][name] = list(part.shape)
+        about["first_state"][name] = _first(name, part)
+    about["outputs"] = ["probability", *(f"{name}_next" for name in whole.names)]
     if suffix == ".ts":
         content = _torchscript(whole, example, about)
         run = _torchscript_call(content)
     else:
         if any(isinstance(layer, INT8) for layer in model.modules()):
             raise ExportError("torch's int8 layers are known to torch alone: export as .ts, or a model of WeightInt")
-        names = ["samples", *whole.names], ["probability", *(f"{name}_next" for name in whole.names)]
+        names = tuple(about["inputs"]), tuple(about["outputs"])
         content = _with_metadata(onnx_bytes(whole, example, names), about)
         run = _session_call(content)
     worst = parity(whole, run)
     if not worst <= PARITY:
         raise ExportError(f"the exported detector is off by {worst:.1e} in probability, more than {PARITY:.0e}")
     return content
+
+
+def _first(name: str, part: Tensor) -> list[float]:
+    """What a part of the state is filled with at the start: a number, or one for each of its rows."""
+    if name.startswith("frames"):
+        return [round(value, 5) for value in part[0, :, 0].tolist()]
+    return [-1e30] if name == "energies" else [0.0]  # JSON has no -inf; whoever weighs nothing is not seen
 
 
 @torch.no_grad()

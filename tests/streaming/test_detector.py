@@ -2,7 +2,9 @@
 
 import io
 import json
+import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +16,10 @@ from kwslib.nets.crnn import CRNN
 from kwslib.nets.rivals import SeparableConfig, TimeNetConfig, build
 from kwslib.streaming import export
 from kwslib.streaming.decision import Decision
-from kwslib.streaming.model import StreamingModel
+from kwslib.streaming.model import StreamingModel, score_chunks
 from kwslib.training.quantize import PRECISIONS
 
+ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = {cell: CRNNConfig(2, hidden_size=9, gru_num_layers=2, cell=cell, attention_size=4) for cell in CELLS}
 DECISION = {"threshold": 1.0, "smoothing_steps": 2, "refractory_s": 1.0, "scale": 0.5, "offset": -1.0}
 DESCRIBED = {"keyword": "sheila", "threshold": -0.5, "decision": DECISION}
@@ -151,3 +154,46 @@ def test_what_cannot_be_exported_is_named():
         export.detector(net(), ".tflite", DESCRIBED)
     with pytest.raises(ValueError, match="only a CRNN or a TimeNet runs on a stream"):
         export.detector(build(SeparableConfig()).eval(), ".onnx", DESCRIBED)
+
+
+@pytest.mark.parametrize("cell", ["gru", "time"])
+def test_the_file_alone_is_enough_with_the_lines_of_its_page(cell, tmp_path, monkeypatch, capsys):
+    """The code of docs/detector.md, run as it stands there, finds what the streaming model finds."""
+    torch.manual_seed(0)
+    model = net() if cell == "gru" else build(TimeNetConfig()).eval()
+    samples = export._track(8 * 16_000)[0].numpy()
+    middle = float(np.median([score for _, score in score_chunks(StreamingModel(model), [samples])]))
+    decision = Decision(threshold=middle, smoothing_steps=2, refractory_s=0.7, scale=0.5, offset=-1.0)
+    (tmp_path / "detector.onnx").write_bytes(export.detector(model, ".onnx", DESCRIBED | {"decision": vars(decision)}))
+    monkeypatch.chdir(tmp_path)
+    code = re.search(r"```python\n(import json.*?)```", (ROOT / "docs" / "detector.md").read_text(), re.DOTALL)[1]
+    exec(compile(code, "detector.md", "exec"), {"samples": samples})
+    found = [float(line.split()[0]) for line in capsys.readouterr().out.splitlines()]
+    whole = export.Detector(StreamingModel(model)).eval()  # says raw scores; a file answers from its first hop on
+    state, scored = whole.initial_state(), []
+    with torch.no_grad():
+        for i, hop in enumerate(torch.from_numpy(samples[None]).split(whole.hop, dim=1)):
+            probability, *state = whole(hop, *state)
+            scored.append(((i + 1) * 0.08, float(torch.logit(probability.double()))))
+    expected = [t for t, _, fired in decision.watch(scored) if fired]
+    assert len(found) >= 5 and found == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".ts"])
+def test_a_file_names_every_part_of_its_state(suffix):
+    content = export.detector(net(), suffix, DESCRIBED)
+    if suffix == ".ts":
+        extra = {"kws.json": ""}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            torch.jit.load(io.BytesIO(content), _extra_files=extra)
+        about = json.loads(extra["kws.json"])
+    else:
+        about = json.loads(export._session(content).get_modelmeta().custom_metadata_map["kws"])
+    whole = export.Detector(StreamingModel(net()), decision=Decision(**DECISION))
+    assert list(about["inputs"]) == ["samples", *whole.names] and set(about["first_state"]) == set(whole.names)
+    for name, part in zip(whole.names, whole.initial_state(), strict=True):
+        first = np.reshape(about["first_state"][name], (1, -1, 1)[: part.dim()])
+        filled = torch.from_numpy(np.broadcast_to(first, about["inputs"][name]).astype(np.float32))
+        torch.testing.assert_close(filled.clamp_min(-1e6), part.clamp_min(-1e6), atol=1e-4, rtol=0)
+    assert about["threshold_logit"] == pytest.approx(0.5 * 1.0 - 1.0) and about["smoothing_steps"] == 2
