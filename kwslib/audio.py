@@ -62,6 +62,8 @@ def blocks(path: Path) -> Iterator[tuple[int, np.ndarray]]:
     Raises:
         AudioError: as ``read``; of a file that is cut off, empty or silent when its end was read.
     """
+    if os.path.isdir(path):
+        raise AudioError(f"{path} is a folder: give its files, or kws evaluate --corpus")
     most, heard, loud = 10_000_000 + SAMPLES_PER_BYTE * _size(path), 0, False
     try:
         with soundfile.SoundFile(path) as file:

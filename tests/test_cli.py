@@ -49,6 +49,27 @@ def test_score(trained, folder, capsys):
     np.testing.assert_allclose([row["score"] for row in rows], 1 / (1 + np.exp(-logits)), atol=1e-4)
 
 
+@pytest.fixture
+def plain(tmp_path):
+    """A checkpoint without training: a plain state dict."""
+    torch.save(CRNN(CRNNConfig(2, hidden_size=6)).state_dict(), tmp_path / "plain.pt")
+    return tmp_path / "plain.pt"
+
+
+def test_files_that_cannot_be_read_are_named_and_the_others_scored(plain, tmp_path, capsys):
+    for name in ("a.wav", "c.wav"):
+        soundfile.write(tmp_path / name, np.random.default_rng(0).uniform(-0.5, 0.5, 16_000), 16_000)
+    (tmp_path / "b.wav").write_bytes(b"not audio")
+    given = [str(tmp_path / name) for name in ("a.wav", "b.wav", "c.wav", "")]
+    assert main(["score", "--checkpoint", str(plain), *given, "--json"]) == 2
+    said = capsys.readouterr()
+    assert [row["file"] for row in json.loads(said.out)] == [given[0], given[2]]
+    reasons = said.err.splitlines()[-2:]
+    assert reasons[0].startswith(f"kws score: cannot read {given[1]}") and "is a folder: give its files" in reasons[1]
+    assert main(["score", "--checkpoint", str(plain), given[1], "--json"]) == 2
+    assert json.loads(capsys.readouterr().out) == []
+
+
 def test_cost(trained, capsys):
     values = json.loads(run(capsys, "cost", "--checkpoint", trained.checkpoint("baseline"), "--json"))
     wanted = "params macs_per_clip thop_macs_batch128 thop_macs_batch128_with_bias macs_per_second state_dict_bytes"

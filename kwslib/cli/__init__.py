@@ -21,7 +21,7 @@ from kwslib import processes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code is 0, 1 when part of a study failed, or 2 after one sentence that says why."""
+    """Run one command; the exit code is 0, 1 when part of a study failed, or 2 after a sentence that says why."""
     options = _parser().parse_args(arguments)
     if sys.stderr is None or not sys.stderr.isatty():  # before tqdm is imported: in a file, a bar is one endless line
         os.environ.setdefault("TQDM_DISABLE", "1")
