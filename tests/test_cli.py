@@ -169,9 +169,8 @@ def test_export_to_each_format(trained, tmp_path, capsys):
         (["table", "nothing"], "no records in"),
     ],
 )
-def test_bad_input_exits_with_2_and_one_sentence(trained, folder, tmp_path, capsys, arguments, message):
-    torch.save(CRNN(CRNNConfig(2, hidden_size=6)).state_dict(), tmp_path / "plain.pt")
-    places = {"GOOD": str(trained.checkpoint("baseline")), "FOLDER": str(folder), "PLAIN": str(tmp_path / "plain.pt")}
+def test_bad_input_exits_with_2_and_one_sentence(trained, folder, plain, capsys, arguments, message):
+    places = {"GOOD": str(trained.checkpoint("baseline")), "FOLDER": str(folder), "PLAIN": str(plain)}
     assert main([places.get(a, a) for a in arguments]) == 2
     error = capsys.readouterr().err
     last = error.strip().splitlines()[-1]
