@@ -162,6 +162,17 @@ def test_nobody_is_told_to_install_a_stranger_s_package():
     assert [name for name in names if told.search((ROOT / name).read_bytes())] == []
 
 
+def test_the_version_is_written_down_once():
+    done = subprocess.run([sys.executable, "-m", "kwslib", "--version"], cwd=ROOT, capture_output=True, text=True)
+    version = done.stdout.strip().removeprefix("kws ")
+    assert version and done.returncode == 0
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["dynamic"] == ["version"]  # taken from the package
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "kwslib.__version__"}
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
 def test_every_make_target_of_the_readme_exists():
     pages = (ROOT / "README.md").read_text() + (ROOT / "REPRODUCING.md").read_text()
     named = set(re.findall(r"`make ([a-z-]+)|^make ([a-z-]+)", pages, flags=re.MULTILINE))
