@@ -12,7 +12,7 @@ import torch
 import torchaudio
 
 from kwslib import audio, metrics
-from kwslib.cli import main
+from kwslib.cli import detectors, main
 from kwslib.config import CRNNConfig
 from kwslib.data import corpora, features
 from kwslib.lab import workers
@@ -68,6 +68,15 @@ def test_files_that_cannot_be_read_are_named_and_the_others_scored(plain, tmp_pa
     assert reasons[0].startswith(f"kws score: cannot read {given[1]}") and "is a folder: give its files" in reasons[1]
     assert main(["score", "--checkpoint", str(plain), given[1], "--json"]) == 2
     assert json.loads(capsys.readouterr().out) == []
+
+
+def test_a_narrow_terminal_gets_everything_too(plain, tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "é.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 16_000), 16_000)
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, "ascii", write_through=True))
+    assert main(["score", "--checkpoint", str(plain), str(tmp_path / "é.wav")]) == 0
+    assert b"\\xe9.wav  0." in written.getvalue()
+    assert detectors._bar(0.5, width=4) == "##--"
 
 
 def test_cost(trained, capsys):

@@ -22,6 +22,8 @@ from kwslib import __version__, processes
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 when part of a study failed, or 2 after a sentence that says why."""
+    if hasattr(sys.stdout, "reconfigure"):  # a narrow terminal shows \\xe9 for an é; stderr does so by itself
+        sys.stdout.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     if sys.stderr is None or not sys.stderr.isatty():  # before tqdm is imported: in a file, a bar is one endless line
         os.environ.setdefault("TQDM_DISABLE", "1")

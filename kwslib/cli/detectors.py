@@ -208,8 +208,13 @@ def _bar(share: float, width: int = 40) -> str:
     >>> _bar(0.5, width=4)
     '██··'
     """
+    marks = "█·"
+    try:
+        marks.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # of a narrow terminal
+        marks = "#-"
     full = round(share * width)
-    return "█" * full + "·" * (width - full)
+    return marks[0] * full + marks[1] * (width - full)
 
 
 def kws_export(options: argparse.Namespace) -> None:
