@@ -79,6 +79,27 @@ def test_a_narrow_terminal_gets_everything_too(plain, tmp_path, monkeypatch):
     assert detectors._bar(0.5, width=4) == "##--"
 
 
+@pytest.mark.parametrize(
+    ("storage", "reason"),
+    [
+        ("sweep.db", "Could not parse"),
+        ("nothing://user:secret@localhost/kws", "nothing"),
+        ("mysql+oursql://user:secret@localhost/kws", "oursql"),  # a driver that is not installed
+        ("sqlite:////none/x.db", "unable to open"),
+        ("sqlite://", "each worker would have its own"),
+        ("sqlite:///README", "not a database"),
+    ],
+)
+def test_a_database_that_cannot_work_is_refused_before_the_corpus_is_read(
+    tmp_path, monkeypatch, capsys, storage, reason
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README").write_text("no database " * 100)
+    assert main(["sweep", "--corpus", "/none", "--storage", storage]) == 2  # there is no such corpus
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("kws sweep: trials cannot be kept in ") and reason in said and "secret" not in said
+
+
 def test_cost(trained, capsys):
     values = json.loads(run(capsys, "cost", "--checkpoint", trained.checkpoint("baseline"), "--json"))
     wanted = "params macs_per_clip thop_macs_batch128 thop_macs_batch128_with_bias macs_per_second state_dict_bytes"
