@@ -17,6 +17,8 @@ SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", "
 SUFFIXES |= {".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".3gp"}
 RATES_HZ = (1_000, 384_000)  # of recordings
 READ_SAMPLES = 1_000_000  # of all channels, at a time
+LOUDEST = 4.0  # of floats, where 1 is full scale: up to here they are loud, beyond they are on another scale
+VERSION = 1  # raise it when the same file would be read differently, or refused
 SAMPLES_PER_BYTE = 100  # speech packs to a byte for 50 at most, but a few bytes may stand for years of silence
 
 
@@ -45,7 +47,7 @@ def read(path: Path) -> np.ndarray:
     """Audio of any length and rate as float32 mono at 16 kHz, (samples,).
 
     Raises:
-        AudioError: unreadable, cut off, empty, all zeros, or of a rate or length that no recording has.
+        AudioError: unreadable, cut off, empty, all zeros, or of a rate, length or scale that no recording has.
     """
     rates, pieces = zip(*blocks(path), strict=True)
     mono = np.concatenate(pieces)
@@ -62,6 +64,8 @@ def blocks(path: Path) -> Iterator[tuple[int, np.ndarray]]:
     Raises:
         AudioError: as ``read``; of a file that is cut off, empty or silent when its end was read.
     """
+    if os.path.isdir(path):
+        raise AudioError(f"{path} is a folder: give its files, or kws evaluate --corpus")
     most, heard, loud = 10_000_000 + SAMPLES_PER_BYTE * _size(path), 0, False
     try:
         with soundfile.SoundFile(path) as file:
@@ -69,8 +73,14 @@ def blocks(path: Path) -> Iterator[tuple[int, np.ndarray]]:
             if not RATES_HZ[0] <= rate <= RATES_HZ[1]:
                 raise AudioError(f"{path} has a sample rate of {rate} Hz: 8000 to 192000 are usual")
             while len(piece := file.read(READ_SAMPLES // file.channels + 1, dtype="float32", always_2d=True)):
-                if not (np.abs(piece) < 1e30).all():
+                peak = np.abs(piece).max()
+                if not peak < 1e30:
                     raise AudioError(f"{path} holds samples that are not numbers, or far too large")
+                if peak > LOUDEST:
+                    raise AudioError(
+                        f"the samples of {path} run to {peak:.0f}, not to 1: if they were 16-bit numbers, "
+                        "divide them by 32768 or save them as 16 bit"
+                    )
                 heard += len(piece)
                 if heard > most:
                     raise AudioError(

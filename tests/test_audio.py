@@ -59,6 +59,16 @@ def test_a_header_that_did_not_know_its_length_is_no_loss(tmp_path, length):
     assert len(audio.read(tmp_path / "a.wav")) == SAMPLE_RATE
 
 
+@pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
+def test_floats_on_the_scale_of_whole_numbers_are_refused(tmp_path, subtype):
+    for factor in (32768, 2**31, 20):
+        soundfile.write(tmp_path / "a.wav", factor * sine(1.0, SAMPLE_RATE), SAMPLE_RATE, subtype=subtype)
+        with pytest.raises(audio.AudioError, match=rf"a.wav run to {factor // 4}, not to 1: .* by 32768"):
+            audio.read(tmp_path / "a.wav")
+    soundfile.write(tmp_path / "a.wav", 12 * sine(1.0, SAMPLE_RATE), SAMPLE_RATE, subtype=subtype)
+    assert audio.read(tmp_path / "a.wav").max() == pytest.approx(3, abs=0.01)  # no more than loud
+
+
 def test_stereo_and_other_rates_become_mono_16k(tmp_path):
     t = np.arange(44_100) / 44_100
     left = 0.5 * np.sin(2 * np.pi * 440 * t)

@@ -12,7 +12,7 @@ import torch
 import torchaudio
 
 from kwslib import audio, metrics
-from kwslib.cli import main
+from kwslib.cli import detectors, main
 from kwslib.config import CRNNConfig
 from kwslib.data import corpora, features
 from kwslib.lab import workers
@@ -47,6 +47,57 @@ def test_score(trained, folder, capsys):
     index = [clips.index(f"{f.parent.name}/{f.name}") for f in files]
     logits = crnn.score(trained.model("baseline"), trained.logmels[index]).astype(float)
     np.testing.assert_allclose([row["score"] for row in rows], 1 / (1 + np.exp(-logits)), atol=1e-4)
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """A checkpoint without training: a plain state dict."""
+    torch.save(CRNN(CRNNConfig(2, hidden_size=6)).state_dict(), tmp_path / "plain.pt")
+    return tmp_path / "plain.pt"
+
+
+def test_files_that_cannot_be_read_are_named_and_the_others_scored(plain, tmp_path, capsys):
+    for name in ("a.wav", "c.wav"):
+        soundfile.write(tmp_path / name, np.random.default_rng(0).uniform(-0.5, 0.5, 16_000), 16_000)
+    (tmp_path / "b.wav").write_bytes(b"not audio")
+    given = [str(tmp_path / name) for name in ("a.wav", "b.wav", "c.wav", "")]
+    assert main(["score", "--checkpoint", str(plain), *given, "--json"]) == 2
+    said = capsys.readouterr()
+    assert [row["file"] for row in json.loads(said.out)] == [given[0], given[2]]
+    reasons = said.err.splitlines()[-2:]
+    assert reasons[0].startswith(f"kws score: cannot read {given[1]}") and "is a folder: give its files" in reasons[1]
+    assert main(["score", "--checkpoint", str(plain), given[1], "--json"]) == 2
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_a_narrow_terminal_gets_everything_too(plain, tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "é.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 16_000), 16_000)
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, "ascii", write_through=True))
+    assert main(["score", "--checkpoint", str(plain), str(tmp_path / "é.wav")]) == 0
+    assert b"\\xe9.wav  0." in written.getvalue()
+    assert detectors._bar(0.5, width=4) == "##--"
+
+
+@pytest.mark.parametrize(
+    ("storage", "reason"),
+    [
+        ("sweep.db", "Could not parse"),
+        ("nothing://user:secret@localhost/kws", "nothing"),
+        ("mysql+oursql://user:secret@localhost/kws", "oursql"),  # a driver that is not installed
+        ("sqlite:////none/x.db", "unable to open"),
+        ("sqlite://", "each worker would have its own"),
+        ("sqlite:///README", "not a database"),
+    ],
+)
+def test_a_database_that_cannot_work_is_refused_before_the_corpus_is_read(
+    tmp_path, monkeypatch, capsys, storage, reason
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README").write_text("no database " * 100)
+    assert main(["sweep", "--corpus", "/none", "--storage", storage]) == 2  # there is no such corpus
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("kws sweep: trials cannot be kept in ") and reason in said and "secret" not in said
 
 
 def test_cost(trained, capsys):
@@ -148,9 +199,8 @@ def test_export_to_each_format(trained, tmp_path, capsys):
         (["table", "nothing"], "no records in"),
     ],
 )
-def test_bad_input_exits_with_2_and_one_sentence(trained, folder, tmp_path, capsys, arguments, message):
-    torch.save(CRNN(CRNNConfig(2, hidden_size=6)).state_dict(), tmp_path / "plain.pt")
-    places = {"GOOD": str(trained.checkpoint("baseline")), "FOLDER": str(folder), "PLAIN": str(tmp_path / "plain.pt")}
+def test_bad_input_exits_with_2_and_one_sentence(trained, folder, plain, capsys, arguments, message):
+    places = {"GOOD": str(trained.checkpoint("baseline")), "FOLDER": str(folder), "PLAIN": str(plain)}
     assert main([places.get(a, a) for a in arguments]) == 2
     error = capsys.readouterr().err
     last = error.strip().splitlines()[-1]

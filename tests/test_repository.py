@@ -153,6 +153,26 @@ def test_pyproject_environment_and_lock_agree():
     assert "://" not in lock
 
 
+def test_nobody_is_told_to_install_a_stranger_s_package():
+    """On PyPI the name of our folder is somebody else's project."""
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"] != "kwslib"
+    told = re.compile(rb"""pip install\s+(-\S+\s+)*['"\\]*kwslib\b""")
+    assert told.search(b"pip install --user 'kwslib[mic]'") and not told.search(b"pip install -e '.[mic]'")
+    names = [name for name in tracked() if name != "CHANGELOG.md" and name != "tests/test_repository.py"]
+    assert [name for name in names if told.search((ROOT / name).read_bytes())] == []
+
+
+def test_the_version_is_written_down_once():
+    done = subprocess.run([sys.executable, "-m", "kwslib", "--version"], cwd=ROOT, capture_output=True, text=True)
+    version = done.stdout.strip().removeprefix("kws ")
+    assert version and done.returncode == 0
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["dynamic"] == ["version"]  # taken from the package
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "kwslib.__version__"}
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
 def test_every_make_target_of_the_readme_exists():
     pages = (ROOT / "README.md").read_text() + (ROOT / "REPRODUCING.md").read_text()
     named = set(re.findall(r"`make ([a-z-]+)|^make ([a-z-]+)", pages, flags=re.MULTILINE))

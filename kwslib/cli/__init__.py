@@ -17,11 +17,13 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from kwslib import processes
+from kwslib import __version__, processes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code is 0, 1 when part of a study failed, or 2 after one sentence that says why."""
+    """Run one command; the exit code is 0, 1 when part of a study failed, or 2 after a sentence that says why."""
+    if hasattr(sys.stdout, "reconfigure"):  # a narrow terminal shows \\xe9 for an é; stderr does so by itself
+        sys.stdout.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     if sys.stderr is None or not sys.stderr.isatty():  # before tqdm is imported: in a file, a bar is one endless line
         os.environ.setdefault("TQDM_DISABLE", "1")
@@ -43,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kws", description="Small-footprint keyword spotting.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, room: str, text: str) -> argparse.ArgumentParser:

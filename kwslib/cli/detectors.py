@@ -39,14 +39,22 @@ def _open_checkpoint(options: argparse.Namespace) -> tuple:
     return model, FeatureConfig(framing="centered"), {}
 
 
-def kws_score(options: argparse.Namespace) -> None:
-    """Probability of the keyword in the loudest second of each file."""
+def kws_score(options: argparse.Namespace) -> int:
+    """Probability of the keyword in the loudest second of each file; 2 when some could not be read."""
     model, front_end, _ = _open_checkpoint(options)
-    clips = np.stack([audio.one_second(audio.read(file)) for file in options.files])
-    logits = crnn.score(model, LogMel(front_end)(torch.from_numpy(clips)).numpy())
-    probabilities = probability(logits).tolist()
-    pairs = zip(options.files, probabilities, strict=True)
-    show([{"file": str(file), "score": value} for file, value in pairs], options.json)
+    files, clips = [], []
+    for file in options.files:
+        try:
+            clips.append(audio.one_second(audio.read(file)))
+            files.append(str(file))
+        except audio.AudioError as error:  # the others are scored all the same
+            print(f"kws score: {error}", file=sys.stderr)
+    scores = []
+    if clips:
+        logits = crnn.score(model, LogMel(front_end)(torch.from_numpy(np.stack(clips))).numpy())
+        scores = probability(logits).tolist()
+    show([{"file": file, "score": score} for file, score in zip(files, scores, strict=True)], options.json)
+    return 0 if len(files) == len(options.files) else 2
 
 
 def kws_cost(options: argparse.Namespace) -> None:
@@ -200,8 +208,13 @@ def _bar(share: float, width: int = 40) -> str:
     >>> _bar(0.5, width=4)
     '██··'
     """
+    marks = "█·"
+    try:
+        marks.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # of a narrow terminal
+        marks = "#-"
     full = round(share * width)
-    return "█" * full + "·" * (width - full)
+    return marks[0] * full + marks[1] * (width - full)
 
 
 def kws_export(options: argparse.Namespace) -> None:

@@ -198,7 +198,7 @@ def _from_folder(root: Path, keyword: str | None) -> Corpus:
         status = os.stat(root / file, follow_symlinks=file not in dead)
         listing.append((ascii(file), status.st_size, status.st_mtime_ns))
     listing += [ascii(file) for file in files if file.startswith("_")]  # what was prepared without them is no use
-    folder = paths.data() / f"{name}-{identity(VERSION, listing)[:8]}"
+    folder = paths.data() / f"{name}-{identity(VERSION, audio.VERSION, listing)[:8]}"
     files, noise_files = ([file for file in some if file not in dead] for some in (files, noise_files))
 
     def make(build: Path) -> None:

@@ -6,6 +6,7 @@ share one. Selection is on val; nothing here looks at the test part.
 """
 
 import os
+import re
 from dataclasses import replace
 
 import optuna
@@ -73,12 +74,14 @@ def sweep(
         See ``table``.
 
     Raises:
-        ValueError: fewer than one trial, or a budget below any model.
+        ValueError: fewer than one trial, a budget below any model, or a database that cannot be used.
     """
     if trials < 1:
         raise ValueError(f"a sweep needs at least one trial, not {trials}")
     if max_macs < 1000:
         raise ValueError(f"no model fits into {max_macs} MACs per clip: the smallest need some thousands")
+    if storage:
+        _opened(storage)  # whatever is wrong with it is said before anything is prepared
     storage = storage or storage_of(study)
     _ = study.logmels, study.bank(WITHOUT_MASKS)  # computed before the workers start
     training = study.sized(training)
@@ -98,8 +101,29 @@ def _database(question: str, storage: str) -> optuna.Study:
     """The trials of one question: made at first use. What a killed worker was training stays uncounted."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=4)
-    where = {"study_name": question, "storage": storage, "load_if_exists": True}
+    where = {"study_name": question, "storage": _opened(storage), "load_if_exists": True}
     return optuna.create_study(**where, direction="minimize", pruner=pruner)
+
+
+def _opened(storage: str) -> optuna.storages.RDBStorage:
+    """The database at a URL, with Optuna's tables.
+
+    Raises:
+        ValueError: it cannot be used.
+    """
+    try:
+        opened = optuna.storages.RDBStorage(storage)
+        url = opened.engine.url
+        if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
+            raise ValueError("in memory each worker would have its own")
+        return opened
+    except Exception as error:  # each kind of database has errors of its own
+        reason = str(error.__cause__ if isinstance(error, ImportError) else error).partition("\n")[0]
+    where = re.sub("//.*@", "//***@", storage)  # no password on a screen
+    raise ValueError(
+        f"trials cannot be kept in {where} ({reason}): give the URL of a database whose folder and driver are there, "
+        "for example sqlite:////folder/sweep.db"
+    )
 
 
 def _is_trained(trial: optuna.trial.FrozenTrial) -> bool:

@@ -257,7 +257,9 @@ def _cluster(address: str):
     try:
         from distributed import Client
     except ImportError:
-        raise ExperimentError("KWS_CLUSTER needs the package distributed: pip install 'kwslib[cluster]'") from None
+        raise ExperimentError(
+            "KWS_CLUSTER needs the package distributed: .venv/bin/pip install -e '.[cluster]'"
+        ) from None
     try:
         client = Client(address, timeout="10s")
     except (OSError, ValueError) as error:

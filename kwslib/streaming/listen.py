@@ -167,9 +167,10 @@ def devices() -> list[dict]:
 def _sounddevice():
     try:
         import sounddevice
-    except (ImportError, OSError) as error:  # OSError: PortAudio, the system library, is missing
-        raise ListenError(
-            f"a microphone needs sounddevice and PortAudio ({error}): pip install 'kwslib[mic]', "
-            "or pipe samples into kws stream --stdin"
-        ) from None
-    return sounddevice
+
+        return sounddevice
+    except ImportError as error:
+        missing = f"the package sounddevice ({error}): .venv/bin/pip install -e '.[mic]'"
+    except OSError as error:  # the package is there, the library of the system is not
+        missing = f"PortAudio ({error}): install it, for example apt-get install libportaudio2"
+    raise ListenError(f"a microphone needs {missing}, or pipe samples into kws stream --stdin")

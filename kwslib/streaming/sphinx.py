@@ -69,7 +69,7 @@ def _decoder(keyword: str, threshold: float):
     try:
         from pocketsphinx import Decoder
     except ImportError:
-        raise NoSphinx("PocketSphinx is not installed: pip install 'kwslib[dev]'") from None
+        raise NoSphinx("PocketSphinx is not installed: .venv/bin/pip install -e '.[dev]'") from None
     words = keyword.lower().split()
     decoder = Decoder(keyphrase=" ".join(words), kws_threshold=threshold, lm=None, loglevel="FATAL")
     if not all(decoder.lookup_word(word) for word in words):  # it would take the phrase and never say anything

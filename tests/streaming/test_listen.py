@@ -109,5 +109,14 @@ def test_microphones_are_listed(sounddevice):
 
 def test_without_sounddevice_there_is_another_way(monkeypatch):
     monkeypatch.setitem(sys.modules, "sounddevice", None)
-    with pytest.raises(listen.ListenError, match="pip install .* or pipe samples into kws stream --stdin"):
+    with pytest.raises(listen.ListenError, match="pip install -e .* or pipe samples into kws stream --stdin"):
         listen.devices()
+
+
+def test_without_portaudio_that_is_what_to_install(monkeypatch, tmp_path):
+    (tmp_path / "sounddevice.py").write_text("raise OSError('PortAudio library not found')")
+    monkeypatch.delitem(sys.modules, "sounddevice", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(listen.ListenError, match="needs PortAudio .*not found.*libportaudio2, or pipe") as raised:
+        listen.devices()
+    assert "pip install" not in str(raised.value)
