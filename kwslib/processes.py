@@ -12,7 +12,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -100,6 +100,18 @@ def end_with(parent: int) -> None:
 
     if os.getpid() != parent:
         threading.Thread(target=watch, name="end with parent", daemon=True).start()
+
+
+def helped(function: Callable) -> Callable:
+    """``joblib.delayed``, for calls whose helpers end soon after this process, however that ends."""
+    from joblib import delayed
+
+    return functools.partial(delayed(_ending_with), os.getpid(), function)
+
+
+def _ending_with(parent: int, function: Callable, *arguments):
+    end_with(parent)
+    return function(*arguments)
 
 
 def _papermill(parent: str, source: str, executed: str, parameters: str) -> None:

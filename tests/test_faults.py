@@ -194,6 +194,23 @@ def test_a_worker_ends_with_the_process_that_started_it(tmp_path):
     assert kills.gone([helper], within_s=10) == []
 
 
+@pytest.mark.parametrize("how", ["terminate", "kill"])
+def test_helpers_of_a_preparation_end_with_it(how):
+    """Log-mels, views, pieces and streams are made by helpers, too, however their run is ended."""
+    code = (
+        "import time\nfrom joblib import Parallel\nfrom kwslib.processes import helped\n"
+        "Parallel(2)(helped(time.sleep)(60) for _ in range(2))"
+    )
+    parent = kills.psutil.Popen([sys.executable, "-c", code], cwd=paths.ROOT)
+    until = kills.time.time() + 60
+    while len(helpers := parent.children(recursive=True)) < 3 and kills.time.time() < until:  # and what tracks them
+        kills.time.sleep(0.2)
+    kills.time.sleep(3)  # they import the package first
+    getattr(parent, how)()
+    parent.wait()
+    assert helpers and kills.gone(helpers, within_s=10) == []
+
+
 IN_A_NAMESPACE = """
 set -eu
 mkdir -p "$1/checkpoints"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from joblib import Parallel, cpu_count, delayed
+from joblib import Parallel, cpu_count
 from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
@@ -19,7 +19,7 @@ from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, FeatureConfig, identity
 from kwslib.data.corpora import Corpus
 from kwslib.data.features import SILENCE, LogMel, from_int16, n_frames, new_array, one_thread, prepared
 from kwslib.data.features import VERSION as LOGMELS_VERSION
-from kwslib.processes import made_once
+from kwslib.processes import helped, made_once
 
 FRAME = 320  # samples of a 20-ms frame, the grain at which speech is told from silence
 VERSION = 3  # raise it when the same recipe would give other views
@@ -218,7 +218,7 @@ def bank(
             with new_array(path, np.float16, shape) as out:
                 blocks = [(v, slice(i, i + 2048)) for v in range(views) for i in range(0, len(rows), 2048)]
                 work = Parallel(n_jobs=min(cpu_count(), len(blocks)), return_as="generator_unordered")(
-                    delayed(_view_block)(corpus, rows[block], others, (v, block.start), config, features, out[v, block])
+                    helped(_view_block)(corpus, rows[block], others, (v, block.start), config, features, out[v, block])
                     for v, block in blocks
                 )
                 for _ in tqdm(work, desc="augmented views", total=len(blocks), unit="block"):

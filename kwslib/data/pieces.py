@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from joblib import Parallel, cpu_count, delayed
+from joblib import Parallel, cpu_count
 from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
@@ -24,7 +24,7 @@ from kwslib.data.corpora import Corpus
 from kwslib.data.features import VERSION as LOGMELS_VERSION
 from kwslib.data.features import LogMel, from_int16, n_frames, new_array, one_thread, prepared
 from kwslib.data.synthesis import coloured_noise
-from kwslib.processes import made_once
+from kwslib.processes import helped, made_once
 
 COLOURS = {"white": 0.0, "pink": 0.5, "brown": 1.0}  # amplitude falls with this power of the frequency
 FRAMES = n_frames(FeatureConfig()) - 1  # of each second; the first frame of all has heard nothing yet
@@ -198,7 +198,7 @@ def bank(
             with new_array(path, np.float16, shape) as out, new_array(labels, np.int8, (n, recipe.clips)) as said:
                 blocks = [slice(start, start + BLOCK) for start in range(0, n, BLOCK)]
                 work = Parallel(n_jobs=min(cpu_count(), len(blocks)), return_as="generator_unordered")(
-                    delayed(_block)(
+                    helped(_block)(
                         corpus, rows, is_keyword, said_all_day, block.start, recipe, words, out[block], said[block]
                     )
                     for block in blocks

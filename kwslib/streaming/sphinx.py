@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, cpu_count, delayed
+from joblib import Parallel, cpu_count
 
 from kwslib.config import SAMPLE_RATE
+from kwslib.processes import helped
 from kwslib.streaming.events import ScoredTrack, count
 from kwslib.streaming.tracks import Track
 
@@ -34,7 +35,7 @@ def spot(tracks: Sequence[Track], keyword: str, thresholds: Sequence[float]) -> 
         NoSphinx: it is not installed, or its English dictionary does not have the keyword.
     """
     _decoder(keyword, 1.0)  # complains now, not in another process
-    calls = [delayed(_fired)(track.samples, keyword, t) for t in thresholds for track in tracks]
+    calls = [helped(_fired)(track.samples, keyword, t) for t in thresholds for track in tracks]
     results = iter(Parallel(n_jobs=cpu_count())(calls))
     rows = []
     for threshold in thresholds:

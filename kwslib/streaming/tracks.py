@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from joblib import Parallel, cpu_count, delayed
+from joblib import Parallel, cpu_count
 from tqdm.auto import tqdm
 
 from kwslib import paths
@@ -23,7 +23,7 @@ from kwslib.data.corpora import Corpus
 from kwslib.data.features import VERSION as LOGMELS_VERSION
 from kwslib.data.features import LogMel, from_int16, new_array, one_thread, prepared
 from kwslib.data.pieces import COLOURS, TALK_VERSION, TURN_S, noise, talk
-from kwslib.processes import made_once
+from kwslib.processes import helped, made_once
 
 
 class Track(NamedTuple):
@@ -258,7 +258,7 @@ def prepare(corpus: Corpus, rows: Sequence[int], keyword: str, spec: StreamSpec,
             if spec.talk:
                 talk(keyword, part, spec.minutes * 60)  # before the others ask for it
             with new_array(path, np.float32, (FeatureConfig().n_mels, ends[-1])) as out:
-                calls = [delayed(_track_logmels)(corpus, rows, keyword, spec, n, part) for n in range(len(seconds))]
+                calls = [helped(_track_logmels)(corpus, rows, keyword, spec, n, part) for n in range(len(seconds))]
                 tracks = Parallel(n_jobs=cpu_count(), return_as="generator")(calls)
                 rendered = tqdm(tracks, desc="rendering a stream", total=len(seconds))
                 for end, (logmels, said) in zip(ends, rendered, strict=True):
