@@ -85,3 +85,11 @@ def test_of_a_long_recording_the_loudest_second_stays():
     kept = audio.one_second(samples)
     assert len(kept) == CLIP_SAMPLES
     assert (kept == 0.5).sum() == 14_000
+
+
+def test_channels_of_opposite_phase_are_not_silence(tmp_path):
+    tone = 0.3 * np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)
+    soundfile.write(tmp_path / "a.wav", np.stack([tone, -tone], axis=1), SAMPLE_RATE)
+    assert np.abs(audio.read(tmp_path / "a.wav") - tone).max() < 1e-3
+    soundfile.write(tmp_path / "b.wav", np.stack([tone, 0 * tone], axis=1), SAMPLE_RATE)
+    assert np.abs(audio.read(tmp_path / "b.wav") - tone / 2).max() < 1e-3
