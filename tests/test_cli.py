@@ -187,6 +187,7 @@ def test_export_to_each_format(trained, tmp_path, capsys):
     [
         (["export", "--checkpoint", "GOOD", "--out", "d.tflite"], "as .onnx or .ts, not as .tflite"),
         (["stream", "--checkpoint", "GOOD", "--stdin", "--rate", "5"], "5 Hz is no sample rate"),
+        (["stream", "--checkpoint", "GOOD", "--stdin", "--channels", "0"], "0 is no number of channels"),
         (["score", "--checkpoint", "none.pt", "x.wav"], "no checkpoint at none.pt"),
         (["score", "--checkpoint", "GOOD", "none.wav"], "cannot read none.wav"),
         (["stream", "--checkpoint", "GOOD", "--wav", "none.wav"], "cannot read none.wav"),

@@ -56,36 +56,37 @@ def _parser() -> argparse.ArgumentParser:
     def of_a_model(name: str, text: str) -> argparse.ArgumentParser:
         added = command(name, "detectors", text)
         which = "a .pt or .kws file of this project, or a plain state dict with the names of the reports"
-        added.add_argument("--checkpoint", type=Path, required=True, metavar="P", help=which)
+        added.add_argument("--checkpoint", type=_path, required=True, metavar="P", help=which)
         if name != "stream":  # published models were trained on frames that look ahead
             added.add_argument("--mel-stride", type=int, metavar="N", help="of a plain state dict, where ambiguous")
             added.add_argument("--frame-stride", type=int, default=8, metavar="N", help="of a plain state dict (8)")
         return added
 
     score = of_a_model("score", "probability of the keyword in audio files")
-    score.add_argument("files", nargs="+", type=Path, metavar="FILE", help="WAV or FLAC, any rate; its loudest second")
+    score.add_argument("files", nargs="+", type=_path, metavar="FILE", help="WAV or FLAC, any rate; its loudest second")
     price = of_a_model("cost", "parameters, MACs and bytes of a model")
     evaluate = of_a_model("evaluate", "AU-FA-FR of a model on recordings; of others than the keyword, the FA rate")
     on = evaluate.add_mutually_exclusive_group(required=True)
     on.add_argument("--corpus", metavar="C", help="a folder <root>/<word>/*.wav, or a known name")
-    on.add_argument("--negatives", type=Path, metavar="FOLDER",
+    on.add_argument("--negatives", type=_path, metavar="FOLDER",
                     help="long recordings without the keyword: false alarms per hour")  # fmt: skip
-    evaluate.add_argument("--cut", type=Path, metavar="DIR", help="write two seconds around each false alarm there")
+    evaluate.add_argument("--cut", type=_path, metavar="DIR", help="write two seconds around each false alarm there")
     evaluate.add_argument("--keyword", metavar="W", help="the word to detect (default: the one it was trained for)")
     evaluate.add_argument("--threshold", type=float, help="logit to decide at (default: the checkpoint's)")
-    evaluate.add_argument("--stream", type=Path, metavar="SPEC",
+    evaluate.add_argument("--stream", type=_path, metavar="SPEC",
                           help="count on a stream made of all clips, as data_splits/streams/*.json say")  # fmt: skip
     stream = of_a_model("stream", "run a model over a recording, a pipe or a microphone")
     source = stream.add_mutually_exclusive_group(required=True)
-    source.add_argument("--wav", type=Path, metavar="F", help="WAV or FLAC of any length and rate")
-    source.add_argument("--stdin", action="store_true", help="raw signed 16-bit little-endian mono samples")
+    source.add_argument("--wav", type=_path, metavar="F", help="WAV or FLAC of any length and rate")
+    source.add_argument("--stdin", action="store_true", help="a WAV, or raw signed 16-bit little-endian samples")
     source.add_argument("--mic", nargs="?", const="", metavar="DEVICE", help="a microphone, see kws devices")
-    stream.add_argument("--rate", type=int, default=16_000, metavar="HZ", help="of the samples from stdin (16000)")
+    stream.add_argument("--rate", type=int, default=16_000, metavar="HZ", help="of raw samples from stdin (16000)")
+    stream.add_argument("--channels", type=int, default=1, metavar="N", help="of raw samples from stdin (1)")
     stream.add_argument("--events", action="store_true", help="print detections alone, also in a terminal or as JSON")
     stream.add_argument("--threshold", type=float, metavar="P", help="probability of an event (default: the model's)")
     stream.add_argument("--refractory-s", type=float, metavar="S", help="an event lasts this long (default 1 s)")
     export = of_a_model("export", "write a detector for another runtime, compared with the model first")
-    export.add_argument("--out", type=Path, required=True, metavar="F",
+    export.add_argument("--out", type=_path, required=True, metavar="F",
                         help=".onnx (ONNX Runtime), .ts (TorchScript) or .kws (compact)")  # fmt: skip
 
     corpus = command("corpus", "sounds", "what a corpus holds, and which files were left out")
@@ -126,6 +127,11 @@ def _parser() -> argparse.ArgumentParser:
     for which in (score, price, evaluate, stream, export, corpus, devices, verify):
         which.add_argument("--json", action="store_true", help="print JSON for programs")
     return parser
+
+
+def _path(typed: str) -> Path:
+    """A path as it was typed: a shell knows ``~`` at the beginning of a word only, not in ``--wav=~/a.wav``."""
+    return Path(os.path.expanduser(typed))
 
 
 def show(values: dict | list, as_json: bool) -> None:

@@ -152,7 +152,7 @@ def kws_stream(options: argparse.Namespace) -> None:
     model, front_end, known = _open_checkpoint(options)
     streaming = StreamingModel(model, framing=front_end.framing)
     if options.stdin:
-        chunks = listen.from_raw(sys.stdin.buffer, options.rate)
+        chunks = listen.from_pipe(sys.stdin.buffer, options.rate, options.channels)
     elif options.mic is not None:
         name = options.mic
         chunks = listen.from_microphone(int(name) if name.isdigit() else name or None)
