@@ -1,7 +1,8 @@
 """Where things live. Every path in notebooks, rooms and tests comes from here.
 
 Outputs go to the repository, whatever directory a kernel was started in; set ``KWS_HOME`` to
-keep a run's data, splits, checkpoints and reports elsewhere (the tests do).
+keep a run's data, splits, checkpoints and reports elsewhere (the tests do). Where this package was
+installed without its repository, they go to the working directory.
 """
 
 import hashlib
@@ -31,12 +32,21 @@ def split_label(run: str) -> tuple[str, int]:
     return name, int(seed)
 
 
-def home() -> Path:
-    """Folder that holds ``data/ data_splits/ checkpoints/ reports/`` of a run.
+def folder(typed: str) -> Path:
+    """A folder as somebody wrote it: ``~`` is theirs, a relative one starts at the repository, wherever the kernel did.
 
-    A relative ``KWS_HOME`` starts at the repository, wherever the kernel was started.
+    Of a package that was installed without its repository it starts at the working directory, as anywhere else.
+
+    Raises:
+        OSError, ValueError, RuntimeError: there can be no such folder.
     """
-    return (ROOT / os.environ.get("KWS_HOME", "")).resolve()
+    in_checkout = (ROOT / "pyproject.toml").exists() and (ROOT / "notebooks").exists()
+    return ((ROOT if in_checkout else Path.cwd()) / Path(typed).expanduser()).resolve()
+
+
+def home() -> Path:
+    """Folder that holds ``data/ data_splits/ checkpoints/ reports/`` of a run: ``KWS_HOME``, see ``folder``."""
+    return folder(os.environ.get("KWS_HOME", ""))
 
 
 def slug(name: str) -> str:
@@ -60,7 +70,11 @@ def study_name(corpus: str, keyword: str, split: str) -> str:
     >>> study_name("/data/my words/", "zoom in", "random")
     'my-words-zoom-in-random'
     """
-    return "-".join(slug(part) for part in (Path(corpus).name, keyword, split))
+    try:
+        name = folder(corpus).name  # what . or ~ or a link means: the corpus and its split are called so, too
+    except (OSError, ValueError, RuntimeError):  # ``corpora`` says what is wrong with it
+        name = Path(corpus).name
+    return "-".join(slug(part) for part in (name, keyword, split))
 
 
 def _inside(folder: Path, name: str) -> Path:

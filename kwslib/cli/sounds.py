@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 from kwslib.cli import show
@@ -37,4 +38,5 @@ def load_corpus(argument: str, keyword: str | None):
     """A corpus of a known name, or of a folder relative to the shell, as with any command line tool."""
     from kwslib.data import corpora
 
-    return corpora.load(argument if argument in corpora.NAMES else str(Path(argument).resolve()), keyword)
+    folder = Path(os.path.expanduser(argument)).absolute()
+    return corpora.load(argument if argument in corpora.NAMES else str(folder), keyword)

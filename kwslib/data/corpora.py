@@ -114,7 +114,7 @@ def load(
 
 def _folder(corpus: str) -> Path:
     try:
-        root = (paths.ROOT / Path(corpus).expanduser()).resolve()  # relative ones start at the repository
+        root = paths.folder(corpus)
         if root.is_dir():
             return root
         reason = f"no corpus at {root}"

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from kwslib import paths, processes
 from kwslib.lab import verify
-from kwslib.lab.study import Study
+from kwslib.lab.study import ExperimentError, Study
 from kwslib.results import page, provenance, records, tables
 
 *STEPS, PLOTS = page.NOTEBOOKS
@@ -62,7 +62,10 @@ def reproduce(
     Raises:
         Busy: another process reproduces this study.
         RecordError: there is not a single record to draw a report of.
+        ExperimentError: the package was installed without its repository.
     """
+    if not (paths.ROOT / "notebooks").exists():
+        raise ExperimentError("this runs the notebooks, which an installed package has not: clone the repository")
     folder = paths.reports(study.name)
     if list(only) == [PLOTS]:
         records.load(study.name)  # complains when there is nothing to draw

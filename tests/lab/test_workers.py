@@ -8,8 +8,9 @@ import pytest
 
 from kwslib import config, paths
 from kwslib.config import CRNNConfig
+from kwslib.data import corpora
 from kwslib.data.augment import Augmentation
-from kwslib.lab import workers
+from kwslib.lab import reproduce, workers
 from kwslib.lab.experiment import Experiment
 from kwslib.lab.study import ExperimentError, open_study
 from kwslib.lab.verify import rescore
@@ -324,6 +325,27 @@ def test_a_relative_home_starts_at_the_repository(monkeypatch, tmp_path):
     assert paths.home() == paths.ROOT
     monkeypatch.delenv("KWS_HOME")
     assert paths.home() == paths.ROOT
+
+
+def test_installed_without_its_repository_everything_starts_at_the_working_directory(monkeypatch, tmp_path, folder):
+    monkeypatch.setattr(paths, "ROOT", tmp_path / "site-packages")
+    monkeypatch.chdir(tmp_path)
+    assert corpora.load("tones", "go").name == "tones"
+    with pytest.raises(ExperimentError, match="clone the repository"):
+        reproduce.reproduce(open_study("tones", "go", "speaker", "smoke"))
+    monkeypatch.delenv("KWS_HOME")
+    assert paths.home() == tmp_path
+
+
+def test_a_study_is_called_as_its_folder_whatever_leads_there(monkeypatch, tmp_path, folder):
+    monkeypatch.setenv("HOME", str(folder))
+    (tmp_path / "link").symlink_to(folder)
+    for typed in ("~", "~/.", str(tmp_path / "link"), f"{folder}/go/.."):
+        assert paths.study_name(typed, "go", "speaker") == "tones-go-speaker"
+        assert corpora.load(typed, "go").name == "tones"
+    assert paths.study_name("~nobody-of-that-name/words", "go", "speaker") == "words-go-speaker"
+    monkeypatch.setenv("KWS_HOME", "~/runs")
+    assert paths.home() == folder / "runs"
 
 
 def test_a_profile_changes_sizes_only():
