@@ -93,8 +93,7 @@ def load(
 
     Args:
         corpus: ``synthetic``, ``speech_commands_v0.01``, ``speech_commands_v0.02`` (downloaded on first
-            use), ``speech_commands_part`` (picked from the latter), or a folder of one of the ``LAYOUTS``,
-            which may be in its ``train/audio``, as Kaggle has it.
+            use), ``speech_commands_part`` (picked from the latter), or a folder of one of the ``LAYOUTS``.
         keyword: must be one of its words; the synthetic corpus speaks any word. ``None``: not needed.
         profile_name: how many speakers the synthetic corpus has.
         synthesis_config: how the synthetic corpus speaks.
@@ -124,12 +123,12 @@ def _folder(corpus: str) -> Path:
 
 
 def clean_keyword(corpus: str, keyword: str) -> str:
-    """The keyword as the corpus spells it: the synthetic one knows no capitals.
+    """The keyword as the corpus spells it: the synthetic one knows no capitals, and é is one letter.
 
     >>> clean_keyword("synthetic", " Sheila")
     'sheila'
     """
-    return keyword.strip().lower() if corpus == "synthetic" else keyword
+    return _composed(keyword.strip().lower()) if corpus == "synthetic" else keyword
 
 
 def speaker_of(clip: str) -> str:
@@ -150,12 +149,24 @@ def _composed(name: str) -> str:
 
 def vocabulary(keyword: str, config: SynthesisConfig = SynthesisConfig()) -> synthesis.Vocabulary:
     """What the synthetic speakers say when this is the keyword."""
-    if keyword != clean_keyword("synthetic", keyword):
-        raise CorpusError(f"synthetic words are lower case without blanks around them: {keyword!r} is not")
+    _check_spelling(keyword)
     return synthesis.in_fresh_process(synthesis.vocabulary, keyword, config)
 
 
+def _check_spelling(keyword: str) -> None:
+    """Refuse what English voices would spell out: of another script, every letter is "letter" and a number to them."""
+    if keyword != clean_keyword("synthetic", keyword):
+        raise CorpusError(f"synthetic words are lower case without blanks around them: {keyword!r} is not")
+    foreign = [sign for sign in keyword if not synthesis.SPEAKABLE.fullmatch(unicodedata.normalize("NFD", sign))]
+    if foreign:
+        raise CorpusError(
+            f"the synthetic voices speak English and cannot speak the keyword {keyword!r}, because of {foreign[0]!r}: "
+            "give a word in Latin letters, or record people and give the folder of the recordings as CORPUS"
+        )
+
+
 def _synthetic(keyword: str, n_speakers: int, config: SynthesisConfig) -> Corpus:
+    _check_spelling(keyword)
     key = identity(VERSION, synthesis.VERSION, keyword, n_speakers, config)
     parts = ["synthetic", "" if keyword == "sheila" else paths.slug(keyword)]
     parts.append("" if config == SynthesisConfig() else identity(config)[:6])
@@ -208,7 +219,7 @@ def _from_folder(root: Path, keyword: str | None) -> Corpus:
         noise = noise or synthesis.in_fresh_process(synthesis.noise_recordings, "background")
         elsewhere = sorted(set(found).difference(files, noise_files))
         misplaced = {_printable(file): DEAD if file in dead else f"lies elsewhere: {place}" for file in elsewhere}
-        _finish(build, clips, noise, _left_out(left_out | no_noise | misplaced), list(clips["clip"]), own_noise)
+        _finish(build, clips, noise, _left_out(left_out | no_noise | misplaced), list(clips["clip"]), own_noise, root)
 
     _prepare_once(folder, make)
     corpus = _open(folder, name, speech_commands.subset_of if name in speech_commands.ARCHIVES else None)
@@ -356,15 +367,8 @@ def _new_store(folder: Path, n_clips: int) -> np.memmap:
     return np.lib.format.open_memmap(folder / "waveforms.npy", "w+", np.int16, (n_clips, CLIP_SAMPLES))
 
 
-def _finish(
-    folder: Path,
-    clips: pd.DataFrame,
-    noise: dict[str, np.ndarray],
-    unusable: pd.DataFrame,
-    planned: list[str],
-    own_noise: bool = False,
-) -> None:
-    """Write everything but the waveforms, which are there already."""
+def _finish(folder: Path, clips, noise: dict, unusable, planned: list[str], own_noise=False, root=None) -> None:
+    """Write everything but the waveforms, which are there already; ``root`` is where they came from."""
     digest = hashlib.sha256("\n".join(clips["clip"] + " " + clips["content"]).encode())
     if own_noise:  # synthesized noise is the same for everybody
         for name, samples in sorted(noise.items()):
@@ -372,7 +376,7 @@ def _finish(
     clips.to_csv(folder / "clips.csv", index=False)
     unusable.to_csv(folder / "unusable.csv", index=False)
     np.savez(folder / "noise.npz", **{f"noise_{i}": samples for i, samples in enumerate(noise.values())})
-    meta = {"fingerprint": digest.hexdigest(), "planned": planned, "noise": list(noise)}
+    meta = {"fingerprint": digest.hexdigest(), "planned": planned, "noise": list(noise), "root": root and str(root)}
     (folder / "meta.json").write_text(json.dumps(meta))
 
 

@@ -49,6 +49,7 @@ NEIGHBOURS = (
 
 ACCENTS = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029", "en-us-nyc")
 
+SPEAKABLE = re.compile("[a-z0-9æœßøłđ '’-]\\W*")  # by English voices; anything with a mark on it, too
 NOT_HUMAN = re.compile("whisper|[Rr]obo|Demonic|Storm|Tweaky|croak")
 
 # What a word is cut out of, so that its ends sound of its neighbours.
@@ -66,8 +67,7 @@ class Utterance:
     @property
     def clip(self) -> str:
         """In the manner of Speech Commands: ``word/voice_accent.wav``, the second time ``word/voice_accent_1.wav``."""
-        again = f"_{self.take}" if self.take else ""
-        return f"{self.word}/{self.speaker}{again}.wav"
+        return f"{self.word}/{self.speaker}{f'_{self.take}' if self.take else ''}.wav"
 
     def rng(self, purpose: str) -> np.random.Generator:
         """Random numbers of this clip alone, whatever else is in the corpus."""
@@ -200,15 +200,18 @@ def vocabulary(keyword: str, config: SynthesisConfig) -> Vocabulary:
     """The words for a keyword. Near-misses sound most like it (by phonemes) without sounding the same.
 
     Raises:
-        ValueError: eSpeak NG has no sounds for the keyword.
+        ValueError: eSpeak NG has no sounds for the keyword, or needs longer for it than a clip lasts.
     """
     espeak = Espeak()
     sound = espeak.phonemes(keyword)
-    if not sound:
+    if not sound or "lɛɾɚ" in sound and "letter" not in keyword:  # what it does not know is "letter" and a number
         raise ValueError(f"eSpeak NG cannot speak the keyword {keyword!r}: give a word in letters")
     spoken = {word: espeak.phonemes(word) for word in dict.fromkeys((*WORDS, *NEIGHBOURS))}
     sounds = {word: ipa for word, ipa in spoken.items() if word != keyword and ipa != sound}  # no homophones
     distance = {word: edit_distance(sound, ipa) / max(len(ipa), 3) for word, ipa in sounds.items()}
+    seconds = len(espeak.say(keyword, 175, 50, 50)) / SAMPLE_RATE  # its own rate, words per minute
+    if seconds > CLIP_SAMPLES / SAMPLE_RATE:
+        raise ValueError(f"{keyword!r} takes {seconds:.1f} s to say, a clip lasts one: give a shorter keyword")
     core = [word for word in sounds if word in WORDS]
     ranked = sorted(set(sounds) - set(core), key=lambda word: (distance[word], word))
     near, far = ranked[: config.near_misses], sorted(ranked[config.near_misses :], key=identity)
@@ -352,13 +355,8 @@ def _speak_part(part: list[Utterance], voices: dict[str, str], noise: np.ndarray
 def make_corpus(parts: list, voices: dict, config: SynthesisConfig, waveforms: np.ndarray) -> dict[str, np.ndarray]:
     """Speak the whole corpus, one fresh process for each part, as many at a time as there are cores.
 
-    Args:
-        parts: what is said, see ``plan``.
-        voices: see ``speakers``.
-        waveforms: int16 (clips, samples) to fill in the order of the parts, in memory or in a file.
-
-    Returns:
-        The background noise recordings by name.
+    ``parts`` as ``plan`` gives them, ``voices`` as ``speakers``; ``waveforms``, int16 (clips, samples), is filled in
+    the order of the parts, in memory or in a file. Returned are the recordings of background noise by name.
     """
     with _fresh_processes() as pool:
         mixed_in, background = pool.map(noise_recordings, ("clips", "background"))

@@ -130,6 +130,25 @@ def test_a_keyword_that_cannot_be_spoken_is_refused():
         corpora.vocabulary("...")
 
 
+@pytest.mark.parametrize("keyword", ["你好", "привет", "مرحبا", "ａ", "a+b", "hello, world", "²"])
+def test_a_keyword_that_english_voices_would_spell_is_refused_before_anything_is_made(home, keyword):
+    with pytest.raises(corpora.CorpusError, match="voices speak English .* Latin letters, or record people"):
+        corpora.load("synthetic", keyword)
+    assert not home.exists()
+
+
+def test_letters_with_marks_are_spoken_where_the_voices_know_them():
+    assert corpora.clean_keyword("synthetic", "Cafe\u0301") == "café"
+    assert corpora.vocabulary("café").keyword == "café"
+    with pytest.raises(ValueError, match="cannot speak the keyword 'việt'"):
+        corpora.vocabulary("việt")
+
+
+def test_a_keyword_longer_than_a_clip_is_refused():
+    with pytest.raises(ValueError, match="takes 1.3 s to say, a clip lasts one"):
+        corpora.vocabulary("turn off the lights please")
+
+
 def test_those_who_judge_say_enough_and_never_teach():
     words = Vocabulary("sheila", ["shield", "shell", "sheep", "she"], [f"word{i}" for i in range(200)])
     voices = synthesis.speakers(profile("standard").synthetic_speakers)
