@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,6 +93,8 @@ def load(corpus: Corpus, keyword: str, split: str) -> Split:
     usable = _usable(corpus, keyword, split, subset, _digest(text), where=f"the {split} split of {corpus.name}")
     paths.write_atomically(path, text)
     meta = {"corpus": corpus.name, "split": split, "clips": len(table), "sha256": _digest(text)}
+    if corpus.subset_of is None:  # a folder: others may be called so, too
+        meta["corpus_fingerprint"] = corpus.fingerprint
     paths.write_json(path.with_suffix(".json"), meta)
     return usable
 
@@ -105,7 +108,8 @@ def _recorded(corpus: Corpus, split: str) -> tuple[pd.Series, str]:
     path = paths.split_csv(corpus.name, split)
     again = f"delete {path} (and its .json) to make a new one"
     try:
-        recorded = json.loads(path.with_suffix(".json").read_text())["sha256"]
+        meta = json.loads(path.with_suffix(".json").read_text())
+        recorded, made_of = meta["sha256"], meta.get("corpus_fingerprint")
         text = path.read_text()
         header, *rows = csv.reader(io.StringIO(text))
         if header != ["clip", "subset"] or any(len(row) != 2 for row in rows):
@@ -117,12 +121,15 @@ def _recorded(corpus: Corpus, split: str) -> tuple[pd.Series, str]:
         raise SplitError(f"the split {path} was changed after it was recorded: restore it, or {again}")
     if subset.index.has_duplicates or not set(subset) <= set(SHARES):
         raise SplitError(f"the split {path} names a clip twice or an unknown subset: {again}")
-    if set(subset.index) != set(corpus.planned):
-        only_corpus = len(set(corpus.planned) - set(subset.index))
-        only_split = len(set(subset.index) - set(corpus.planned))
+    only_corpus = len(set(corpus.planned) - set(subset.index))
+    only_split = len(set(subset.index) - set(corpus.planned))
+    if only_corpus or only_split or made_of not in (None, corpus.fingerprint):
+        differ = f"{only_corpus} clips are new, {only_split} are gone"
+        if not (only_corpus or only_split):
+            differ = "clips or noise have the names they had, but sound different"
         raise SplitError(
-            f"the split {path} does not fit the corpus {corpus.name}: {only_corpus} clips are new, "
-            f"{only_split} are gone. Restore the corpus, or {again}"
+            f"the split {path} does not fit the corpus {corpus.name}: {differ}. "
+            f"{_way_out(corpus, made_of)}, or {again}; results of this name are then replaced by new ones"
         )
     rows = corpus.clips["clip"].map(subset)
     if split == "speaker":
@@ -130,6 +137,23 @@ def _recorded(corpus: Corpus, split: str) -> tuple[pd.Series, str]:
         if shared.any():
             raise SplitError(f"speaker {shared.idxmax()!r} is in two subsets of {path}: {again}")
     return subset, recorded
+
+
+def _way_out(corpus: Corpus, made_of: str | None) -> str:
+    """What to do when a corpus is not the one that its split was made of: the same folder, or one of the same name?"""
+    folders = {}  # as the prepared corpora remember them
+    for file in paths.data().glob(f"{corpus.name}-*/meta.json"):
+        with suppress(OSError, ValueError, LookupError):
+            meta = json.loads(file.read_text())
+            folders[file.parent] = meta.get("root"), meta["fingerprint"]
+    this = folders.get(corpus.folder, (None,))[0]
+    made_for = {root for root, fingerprint in folders.values() if root and fingerprint == made_of}
+    apart = "rename one of the two, or set KWS_HOME to another folder"
+    if this in made_for:
+        return "This folder was changed since: restore it"
+    if this and made_for:
+        return f"It was made for {min(made_for)}: {apart}"
+    return f"If another folder called {corpus.name} made it, {apart}. If this one was changed, restore it"
 
 
 def _usable(corpus: Corpus, keyword: str, split: str, subset: pd.Series, digest: str, where: str) -> Split:

@@ -103,6 +103,50 @@ def test_a_corpus_that_grew_no_longer_fits_its_split(folder):
         splits.load(corpora.load(str(folder), "go"), "go", "speaker")
 
 
+def change(file):
+    samples, _ = soundfile.read(file)
+    soundfile.write(file, 0.5 * samples, SAMPLE_RATE)
+
+
+@pytest.mark.parametrize("fewer", [True, False])
+def test_two_folders_of_the_same_name_do_not_share_a_split(folder, tmp_path, fewer):
+    other = shutil.copytree(folder, tmp_path / "bob" / "tones")
+    file = other / "go" / "s00_nohash_0.wav"
+    file.unlink() if fewer else change(file)
+    splits.load(corpora.load(str(folder), "go"), "go", "speaker")
+    before = {file: file.read_bytes() for file in paths.split_csv("tones", "speaker").parent.iterdir()}
+    what = "0 clips are new, 1 are gone" if fewer else "sound different"
+    with pytest.raises(SplitError, match=f"{what}. It was made for {folder}: rename one of the two, or set KWS_HOME"):
+        splits.load(corpora.load(str(other), "go"), "go", "speaker")
+    shutil.rmtree(paths.data())
+    with pytest.raises(SplitError, match=f"{what}. If another folder called tones made it, rename one of the two"):
+        splits.load(corpora.load(str(other), "go"), "go", "speaker")
+    assert before == {file: file.read_bytes() for file in before}
+    assert not any(str(tmp_path).encode() in content for content in before.values())
+
+
+def test_a_folder_that_moved_keeps_its_split_and_one_that_changed_is_told_so(folder, tmp_path):
+    splits.load(corpora.load(str(folder), "go"), "go", "speaker")
+    (tmp_path / "else").mkdir()
+    moved = folder.rename(tmp_path / "else" / "tones")
+    splits.load(corpora.load(str(moved), "go"), "go", "speaker")
+    shutil.rmtree(paths.data())
+    splits.load(corpora.load(str(moved), "go"), "go", "speaker")
+    change(moved / "go" / "s00_nohash_0.wav")
+    with pytest.raises(SplitError, match="sound different. This folder was changed since: restore it, or delete"):
+        splits.load(corpora.load(str(moved), "go"), "go", "speaker")
+
+
+def test_a_split_recorded_without_a_fingerprint_stays_valid(folder):
+    corpus = corpora.load(str(folder), "go")
+    splits.load(corpus, "go", "speaker")
+    file = paths.split_csv("tones", "speaker").with_suffix(".json")
+    meta = json.loads(file.read_text())
+    assert meta.pop("corpus_fingerprint") == corpus.fingerprint
+    paths.write_json(file, meta)
+    splits.load(corpus, "go", "speaker")
+
+
 def test_a_keyword_of_one_speaker_is_refused(folder):
     (folder / "rare").mkdir()
     soundfile.write(folder / "rare" / "s00_nohash_0.wav", np.random.default_rng(0).normal(size=8000) * 0.1, SAMPLE_RATE)
