@@ -395,4 +395,4 @@ def in_fresh_process(function, *arguments):
 def in_fresh_processes(function, calls: list[tuple]) -> list:
     """Results of several such calls, each in a process of its own."""
     with _fresh_processes() as pool:
-        return list(pool.map(function, *zip(*calls, strict=True)))
+        return [done.result() for done in [pool.submit(function, *arguments) for arguments in calls]]
