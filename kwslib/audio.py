@@ -68,10 +68,11 @@ def blocks(path: Path) -> Iterator[tuple[int, np.ndarray]]:
     """
     if os.path.isdir(path):
         raise AudioError(f"{path} is a folder: give its files, or kws evaluate --corpus")
-    most, heard, loud = 10_000_000 + SAMPLES_PER_BYTE * _size(path), 0, False
+    heard, loud = 0, False
     try:
         with soundfile.SoundFile(path) as file:
             promised, rate, remarks = file.frames, file.samplerate, file.extra_info
+            most = 10_000_000 + SAMPLES_PER_BYTE * os.stat(path).st_size
             if not RATES_HZ[0] <= rate <= RATES_HZ[1]:
                 raise AudioError(f"{path} has a sample rate of {rate} Hz: 8000 to 192000 are usual")
             while len(piece := file.read(READ_SAMPLES // file.channels + 1, dtype="float32", always_2d=True)):
@@ -103,13 +104,6 @@ def blocks(path: Path) -> Iterator[tuple[int, np.ndarray]]:
         raise AudioError(f"{path} holds no samples")
     if not loud:
         raise AudioError(f"{path} is silent: every sample is zero")
-
-
-def _size(path: Path) -> int:
-    try:
-        return os.stat(path).st_size
-    except (OSError, ValueError):  # reading it says what is wrong
-        return 0
 
 
 def _promised_more(remarks: str) -> bool:

@@ -32,7 +32,7 @@ VERSION = 3  # raise it when the same recipe would give other pieces
 PAUSES = ((1.0, 0.6), (0.5, 0.2), (0.2, 0.2))  # (share of the seconds with a word, share of the pieces)
 BLOCK = 256  # pieces that share a random seed
 
-TALK_VERSION = 1  # raise it when the same talk would sound different
+TALK_VERSION = 1  # raise it, and those of pieces and tracks, when the same talk would sound different
 MOST_TALK_S = 3600  # to learn from
 TURN_S = 30  # one voice talks for so long
 SENTENCES = (

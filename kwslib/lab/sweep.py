@@ -12,7 +12,7 @@ from dataclasses import replace
 import optuna
 import pandas as pd
 import torch
-from joblib import Parallel, cpu_count, delayed
+from joblib import Parallel, cpu_count
 from optuna.trial import TrialState
 from tqdm.auto import tqdm
 
@@ -89,11 +89,8 @@ def sweep(
     question = f"{study.name}-{identity(data, features.VERSION, augment.VERSION, WITHOUT_MASKS, training, teacher)}"
     database = _database(question, storage)
     jobs = min(cpu_count(), trials)
-    home, parent = str(paths.home()), os.getpid()
-    Parallel(n_jobs=jobs)(
-        delayed(_work)(study, question, trials, max_macs, training, storage, teacher, home, parent, worker)
-        for worker in range(jobs)
-    )
+    what = study, question, trials, max_macs, training, storage, teacher, str(paths.home())
+    Parallel(n_jobs=jobs)(processes.helped(_work)(*what, worker) for worker in range(jobs))
     return table(study, database)
 
 
@@ -130,10 +127,9 @@ def _is_trained(trial: optuna.trial.FrozenTrial) -> bool:
     return trial.state.is_finished() and "best_val_au_fa_fr" in trial.user_attrs
 
 
-def _work(study, question, trials, max_macs, training, storage, teacher, home: str, parent: int, worker: int) -> None:
+def _work(study, question, trials, max_macs, training, storage, teacher, home: str, worker: int) -> None:
     """One process: ask for a proposal, price it, train it, tell how good it was; until there are enough."""
     os.environ["KWS_HOME"] = home
-    processes.end_with(parent)
     torch.set_num_threads(1)
     database = _database(question, storage)
     database.sampler = optuna.samplers.TPESampler(seed=len(database.trials) * 1000 + worker)

@@ -240,8 +240,8 @@ def _in_parallel(runs: list[Run]):
     address = os.environ.get("KWS_CLUSTER")
     home = str(paths.home())
     # A fresh study has read nothing yet: its data is not sent around, each process maps the files itself.
-    parent = None if address else os.getpid()
-    calls = [delayed(_attempt)(dataclasses.replace(t, study=dataclasses.replace(t.study)), home, parent) for t in runs]
+    attempt = (delayed if address else processes.helped)(_attempt)  # those of a cluster are nobody's children
+    calls = [attempt(dataclasses.replace(t, study=dataclasses.replace(t.study)), home) for t in runs]
     if not address:
         most = cpu_count() if device() == "cpu" else min(cpu_count(), GPU_JOBS)
         # At least two workers, though perhaps one at a time: with one joblib would train in this process,
@@ -271,10 +271,8 @@ def _cluster(address: str):
     return client
 
 
-def _attempt(one: Run, home: str, parent: int | None) -> tuple[str, str]:
+def _attempt(one: Run, home: str) -> tuple[str, str]:
     os.environ["KWS_HOME"] = home  # a worker may have been started for another home
-    if parent is not None:
-        processes.end_with(parent)
     with one_thread():
         try:
             execute(one)

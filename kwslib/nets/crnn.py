@@ -166,9 +166,22 @@ def step_logits(model: nn.Module, logmel: Tensor, window: int) -> Tensor:
     beginning fewer.
     """
     hidden = model.hidden(model.convolved(logmel))
-    earlier = nn.functional.pad(hidden, (0, 0, window - 1, 0)).unfold(1, window, 1)  # (B, S, H, window)
-    energies = nn.functional.pad(model.energies(hidden), (window - 1, 0), value=-torch.inf)
-    weights = energies.unfold(1, window, 1).softmax(-1)
+    return windowed_logits(model, hidden, model.energies(hidden), window, missing=window - 1)
+
+
+def windowed_logits(model: nn.Module, outputs: Tensor, energies: Tensor, window: int, missing: int) -> Tensor:
+    """Logits for each ``window`` steps that follow one another, by attention over them.
+
+    Args:
+        outputs: (B, S, H) of the recurrent layers.
+        energies: (B, S) of the attention.
+        missing: steps before the first one, which nobody heard.
+
+    Returns:
+        (B, missing + S - window + 1, K)
+    """
+    earlier = nn.functional.pad(outputs, (0, 0, missing, 0)).unfold(1, window, 1)  # (B, windows, H, window)
+    weights = nn.functional.pad(energies, (missing, 0), value=-torch.inf).unfold(1, window, 1).softmax(-1)
     return model.classify((earlier * weights.unsqueeze(2)).sum(-1))
 
 

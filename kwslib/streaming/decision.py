@@ -272,11 +272,13 @@ def measure(model: nn.Module, step: Decide, val: dict[str, Tracks], test: dict[s
     on_test = {name: score_tracks(model, tracks) for name, tracks in test.items()}
     talks = [(spec.name, spec.fa_per_h) for spec in step.made_on if not _has_keywords(spec)]
     found = [spec for spec in step.made_on if _has_keywords(spec)]
+    conditions: dict[int, list] = {}  # by way of running: the same for every stream
     for name, fa_per_h, least_found in ((spec.name, spec.fa_per_h, spec.least_found) for spec in found):
         for state, reset_steps in (("carried", 0), ("reset", RESET_STEPS))[: 1 + (name in step.reset)]:
             on_val = score_tracks(model, val[name], reset_steps)
-            conditions = [(score_tracks(model, val[other], reset_steps), rate) for other, rate in talks]
-            nearest = closest(on_val, fa_per_h, conditions)
+            if reset_steps not in conditions:
+                conditions[reset_steps] = [(score_tracks(model, val[talk], reset_steps), rate) for talk, rate in talks]
+            nearest = closest(on_val, fa_per_h, conditions[reset_steps])
             made = with_room(on_val, nearest, least_found)
             decision = decision or made  # of the first stream, with carried state
             tracks = score_tracks(model, test[name], reset_steps) if reset_steps else on_test[name]

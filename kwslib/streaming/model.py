@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, FeatureConfig
 from kwslib.data.features import LogMel, n_frames
-from kwslib.nets.crnn import keyword_score
+from kwslib.nets.crnn import keyword_score, windowed_logits
 from kwslib.training.quantize import INT8
 
 
@@ -116,10 +116,8 @@ class StreamingModel(nn.Module):
         energies = torch.cat([energies, self.model.energies(output)], dim=1)
         window, first = min(self.window, outputs.shape[1]), outputs.shape[1] - output.shape[1] + 1
         missing, unseen = max(0, window - first), max(0, first - window)  # before the first step's window; behind it
-        seen = nn.functional.pad(energies[:, unseen:], (missing, 0), value=-torch.inf).unfold(1, window, 1)
-        values = nn.functional.pad(outputs[:, unseen:], (0, 0, missing, 0)).unfold(1, window, 1)  # (B, S, H, window)
-        context = (values * seen.softmax(-1).unsqueeze(2)).sum(-1)
-        scores = keyword_score(self.model.classifier(context).flatten(0, 1)).view(output.shape[:2])
+        logits = windowed_logits(self.model, outputs[:, unseen:], energies[:, unseen:], window, missing)
+        scores = keyword_score(logits.flatten(0, 1)).view(output.shape[:2])
         return scores, hidden, outputs[:, -self.window :].clone(), energies[:, -self.window :].clone()
 
     def _take_frames(self, audio: Tensor) -> tuple[Tensor, Tensor]:
