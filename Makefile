@@ -3,7 +3,7 @@ SHELL         := bash
 .SHELLFLAGS   := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup reproduce report people verify prove appendix sweep publish test lab lint lock clean clean-data
+.PHONY: help setup reproduce detector report people verify prove appendix sweep publish test lab lint lock clean clean-data
 
 CORPUS  ?= synthetic
 KEYWORD ?= sheila
@@ -12,6 +12,7 @@ PROFILE ?= standard
 SEEDS   ?= 0
 OTHER   ?=
 PEOPLE  ?=
+RECORDINGS ?=
 APPENDIX ?= augmentation_and_transfer distillation_grid
 TRIALS  ?= 40
 MAX_MACS ?= 93000
@@ -50,6 +51,9 @@ RUN     := $(BIN)/kws reproduce $(STUDY) --profile "$(PROFILE)" --seeds "$(SEEDS
 # changed since the last run, only the report is drawn again.
 reproduce: $(READY)  ## run every experiment that is not done yet, then the report [QUIET=1] [PEOPLE=FOLDER]
 	@$(RUN) --people "$(PEOPLE)"
+
+detector: $(READY)  ## a detector for KEYWORD in detectors/, in minutes [RECORDINGS=FOLDER to learn from, too] [PEOPLE=FOLDER to judge]
+	@$(BIN)/kws make "$(KEYWORD)" --recordings "$(RECORDINGS)" --people "$(PEOPLE)" --profile "$(PROFILE)"
 
 report: $(READY)  ## redraw figures and HTML from saved records: no data, no training
 	@$(RUN) --only 06_plots

@@ -41,7 +41,7 @@ OFFERED = {
     "training.prune": "Prune",
     "streaming.tracks": "StreamSpec",
     "streaming.decision": "Decide",
-    "lab.experiment": "Experiment",
+    "lab.run": "Experiment",
     "lab.study": "open_study",
     "lab.workers": "run",
 }

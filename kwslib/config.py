@@ -45,7 +45,8 @@ class SynthesisConfig:
             are those of Speech Commands.
         near_misses: how many of the words that sound most like the keyword are spoken.
         other_words: words per speaker, drawn from the vocabulary; ``judged_words`` of those who judge, in val and test.
-        judged_takes: how many times those say the keyword, in another mood and place each time; who teaches, once.
+        takes, judged_takes: how many times who teaches and who judges says the keyword, each time otherwise.
+        subsets: of ten voices one after another, who teaches (``train``) and who judges.
         snr_db: signal-to-noise ratio; it decides most of the difficulty.
         room_share, rt60_s: share of reverberant clips and their reverberation time.
     """
@@ -59,7 +60,9 @@ class SynthesisConfig:
     near_misses: int = 4
     other_words: int = 31
     judged_words: int = 36
+    takes: int = 1
     judged_takes: int = 5
+    subsets: tuple[str, ...] = ("train", "test", "train", "val", "train", "test", "train", "val", "train", "test")
     snr_db: tuple[float, float] = (20.0, 40.0)
     room_share: float = 0.5
     rt60_s: tuple[float, float] = (0.1, 0.6)

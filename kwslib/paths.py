@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import unicodedata
 import uuid
 from pathlib import Path, PurePosixPath
 
@@ -62,6 +63,22 @@ def slug(name: str) -> str:
     return re.sub(r"^(con|prn|aux|nul|com\d|lpt\d)(?=\.|$)", r"\1-", safe)  # devices of Windows
 
 
+def composed(name: str) -> str:
+    """A name in Unicode's composed form: macOS writes é as e and an accent, others as one letter."""
+    return unicodedata.normalize("NFC", name)
+
+
+def printable(name: str) -> str:
+    """The name of a file in a form that can be written down whatever bytes it has."""
+    name = composed(name)
+    return name if is_unicode(name) else ascii(name)
+
+
+def is_unicode(name: str) -> bool:
+    """False for a name whose bytes are not UTF-8, which Python keeps as surrogates."""
+    return not any(0xD800 <= ord(letter) <= 0xDFFF for letter in name)
+
+
 def study_name(corpus: str, keyword: str, split: str) -> str:
     """The name under which all outputs of one corpus, keyword and split live.
 
@@ -70,11 +87,12 @@ def study_name(corpus: str, keyword: str, split: str) -> str:
     >>> study_name("/data/my words/", "zoom in", "random")
     'my-words-zoom-in-random'
     """
+    spoken, plus, recorded = corpus.partition("+") if corpus.startswith("synthetic+") else ("", "", corpus)
     try:
-        name = folder(corpus).name  # what . or ~ or a link means: the corpus and its split are called so, too
+        name = folder(recorded).name  # what . or ~ or a link means: the corpus and its split are called so, too
     except (OSError, ValueError, RuntimeError):  # ``corpora`` says what is wrong with it
-        name = Path(corpus).name
-    return "-".join(slug(part) for part in (name, keyword, split))
+        name = Path(recorded).name
+    return "-".join(slug(part) for part in (spoken + plus + name, keyword, split))
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -6,6 +6,7 @@ file that a killed run left behind holds nothing.
 
 import functools
 import json
+import multiprocessing
 import os
 import platform
 import shutil
@@ -13,9 +14,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from types import ModuleType
 
 from filelock import FileLock, Timeout
 
@@ -112,6 +115,33 @@ def helped(function: Callable) -> Callable:
 def _ending_with(parent: int, function: Callable, *arguments):
     end_with(parent)
     return function(*arguments)
+
+
+@contextmanager
+def fresh_processes() -> Iterator[ProcessPoolExecutor]:
+    """Workers that each do one task and end, so that a library with a memory of its own is always as if just started.
+
+    They need this room, not the program that asked: importing that again, with torch and all, would take longer.
+    """
+    program = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(os.cpu_count(), spawn, max_tasks_per_child=1) as pool:
+            yield pool
+    finally:
+        sys.modules["__main__"] = program
+
+
+def in_fresh_process(function, *arguments):
+    """Call a function in a process that has done nothing yet."""
+    return in_fresh_processes(function, [arguments])[0]
+
+
+def in_fresh_processes(function, calls: list[tuple]) -> list:
+    """Results of several such calls, each in a process of its own."""
+    with fresh_processes() as pool:
+        return [done.result() for done in [pool.submit(function, *arguments) for arguments in calls]]
 
 
 def _papermill(parent: str, source: str, executed: str, parameters: str) -> None:

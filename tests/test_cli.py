@@ -16,7 +16,7 @@ from kwslib.cli import detectors, main
 from kwslib.config import CRNNConfig
 from kwslib.data import corpora, features
 from kwslib.lab import workers
-from kwslib.lab.experiment import Experiment
+from kwslib.lab.run import Experiment
 from kwslib.lab.study import open_study
 from kwslib.nets import crnn
 from kwslib.nets.crnn import CRNN

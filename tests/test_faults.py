@@ -15,7 +15,7 @@ import torch
 from kwslib import paths, processes
 from kwslib.config import CRNNConfig
 from kwslib.lab import workers
-from kwslib.lab.experiment import Experiment
+from kwslib.lab.run import Experiment
 from kwslib.lab.study import ExperimentError, open_study
 from kwslib.lab.workers import run
 from kwslib.nets.losses import Labels

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"kws {options.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        goes_on = options.command in ("reproduce", "sweep", "people")
+        goes_on = options.command in ("reproduce", "sweep", "people", "make")
         kept = "; what was finished is kept, the same command goes on" if goes_on else ""
         print(f"kws {options.command}: stopped{kept}", file=sys.stderr)
         return 130
@@ -94,6 +94,12 @@ def _parser() -> argparse.ArgumentParser:
     corpus.add_argument("--keyword", help="of the synthetic corpus (default sheila)")
     devices = command("devices", "sounds", "list microphones")
 
+    make = command("make", "studies", "a detector for a word, in minutes; goes on where it stopped")
+    make.add_argument("keyword", metavar="WORD", help="English sounds in Latin letters, shorter than a second to say")
+    make.add_argument("--recordings", default="", metavar="FOLDER",
+                      help="<word>/<speaker>_*.wav of the word and of others, to learn from, too")  # fmt: skip
+    make.add_argument("--people", default="", metavar="FOLDER", help="such recordings, to be judged by")
+    make.add_argument("--profile", default="standard")
     name = command("name", "studies", "print the name of a study")
     reproduce = command("reproduce", "studies", "run a study's notebooks that are not done, then its report")
     reproduce.add_argument("--quiet", action="store_true", help="print what failed and the results only")

@@ -8,6 +8,15 @@ from dataclasses import replace
 from kwslib import paths
 
 
+def kws_make(options: argparse.Namespace) -> None:
+    """A detector for a word."""
+    from kwslib.lab import detector
+
+    folder = detector.make(options.keyword, options.recordings, options.people, options.profile)
+    print((folder / "card.md").read_text())
+    print(f"{folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
+
+
 def kws_name(options: argparse.Namespace) -> None:
     """The folder name of a study."""
     print(paths.study_name(options.corpus, options.keyword, options.split))

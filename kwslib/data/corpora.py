@@ -9,10 +9,10 @@ import hashlib
 import json
 import os
 import shutil
-import unicodedata
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +22,11 @@ from tqdm.auto import tqdm
 from kwslib import audio, paths
 from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, SynthesisConfig, identity, profile
 from kwslib.data import speech_commands, synthesis
-from kwslib.processes import made_once
+from kwslib.processes import in_fresh_process, made_once
 
 NAMES = ("synthetic", *speech_commands.NAMES)  # what is not a folder
+WITH_VOICES = "synthetic+"  # before a folder: its recordings, and the voices of the synthesizer
+FEW_SPEAKERS = 10  # of recordings beside those voices: fewer all teach
 NOISE_FOLDER = "_background_noise_"
 LAYOUTS = {1: "<root>/<word>/<file>", 2: "<root>/<word>/<speaker>/<file>"}  # by the number of / in a clip's name
 PARTS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}  # hardly all the words there are
@@ -66,7 +68,13 @@ class Corpus:
 
     def is_keyword(self, keyword: str) -> np.ndarray:
         """True for each clip of the keyword, (clips,)."""
-        return (self.clips["word"] == _composed(keyword)).to_numpy()
+        return (self.clips["word"] == paths.composed(keyword)).to_numpy()
+
+    @property
+    def subset_of_voice(self) -> Callable[[str], str]:
+        """Which of the synthesizer's voices teach: here its own rule, where they speak in it."""
+        own = self.subset_of is not None and self.name.startswith("synthetic")
+        return self.subset_of if own else synthesis.subset_of
 
     @property
     def names_tell_speakers(self) -> bool:
@@ -93,7 +101,8 @@ def load(
 
     Args:
         corpus: ``synthetic``, ``speech_commands_v0.01``, ``speech_commands_v0.02`` (downloaded on first
-            use), ``speech_commands_part`` (picked from the latter), or a folder of one of the ``LAYOUTS``.
+            use), ``speech_commands_part`` (picked from the latter), a folder of one of the ``LAYOUTS``, or
+            ``synthetic+`` and such a folder, for both together.
         keyword: must be one of its words; the synthetic corpus speaks any word. ``None``: not needed.
         profile_name: how many speakers the synthetic corpus has.
         synthesis_config: how the synthetic corpus speaks.
@@ -101,12 +110,16 @@ def load(
     Raises:
         CorpusError: no such folder, no audio in it, the keyword is not there, or more than
             5 % of the files are unusable.
+        ValueError: a keyword that the voices cannot say.
         DownloadError: Speech Commands could not be fetched.
     """
     if keyword is not None and not keyword.strip():
         raise CorpusError("the keyword is empty: give a word, for example KEYWORD=sheila")
     if corpus == "synthetic":
         return _synthetic(keyword or "sheila", profile(profile_name).synthetic_speakers, synthesis_config)
+    if corpus.startswith(WITH_VOICES):
+        recorded = load(corpus.removeprefix(WITH_VOICES), keyword)
+        return _joined(load("synthetic", keyword, profile_name, synthesis_config), recorded)
     root = speech_commands.folder(corpus) if corpus in speech_commands.NAMES else _folder(corpus)
     return _from_folder(root, keyword)
 
@@ -128,7 +141,7 @@ def clean_keyword(corpus: str, keyword: str) -> str:
     >>> clean_keyword("synthetic", " Sheila")
     'sheila'
     """
-    return _composed(keyword.strip().lower()) if corpus == "synthetic" else keyword
+    return synthesis.clean(keyword) if corpus == "synthetic" else keyword
 
 
 def speaker_of(clip: str) -> str:
@@ -142,31 +155,8 @@ def speaker_of(clip: str) -> str:
     return clip.split("/")[1] if clip.count("/") == 2 else Path(clip).stem.split("_")[0]
 
 
-def _composed(name: str) -> str:
-    """A name in Unicode's composed form: macOS writes é as e and an accent, others as one letter."""
-    return unicodedata.normalize("NFC", name)
-
-
-def vocabulary(keyword: str, config: SynthesisConfig = SynthesisConfig()) -> synthesis.Vocabulary:
-    """What the synthetic speakers say when this is the keyword."""
-    _check_spelling(keyword)
-    return synthesis.in_fresh_process(synthesis.vocabulary, keyword, config)
-
-
-def _check_spelling(keyword: str) -> None:
-    """Refuse what English voices would spell out: of another script, every letter is "letter" and a number to them."""
-    if keyword != clean_keyword("synthetic", keyword):
-        raise CorpusError(f"synthetic words are lower case without blanks around them: {keyword!r} is not")
-    foreign = [sign for sign in keyword if not synthesis.SPEAKABLE.fullmatch(unicodedata.normalize("NFD", sign))]
-    if foreign:
-        raise CorpusError(
-            f"the synthetic voices speak English and cannot speak the keyword {keyword!r}, because of {foreign[0]!r}: "
-            "give a word in Latin letters, or record people and give the folder of the recordings as CORPUS"
-        )
-
-
 def _synthetic(keyword: str, n_speakers: int, config: SynthesisConfig) -> Corpus:
-    _check_spelling(keyword)
+    synthesis.check_spelling(keyword)
     key = identity(VERSION, synthesis.VERSION, keyword, n_speakers, config)
     parts = ["synthetic", "" if keyword == "sheila" else paths.slug(keyword)]
     parts.append("" if config == SynthesisConfig() else identity(config)[:6])
@@ -174,7 +164,7 @@ def _synthetic(keyword: str, n_speakers: int, config: SynthesisConfig) -> Corpus
     folder = paths.data() / f"{name}-{key[:8]}"
 
     def make(build: Path) -> None:
-        words, voices = vocabulary(keyword, config), synthesis.speakers(n_speakers)
+        words, voices = synthesis.vocabulary(keyword, config), synthesis.speakers(n_speakers)
         said = synthesis.plan(voices, words, config)
         clips = [utterance.clip for part in said for utterance in part]
         waveforms = _new_store(build, len(clips))
@@ -185,7 +175,30 @@ def _synthetic(keyword: str, n_speakers: int, config: SynthesisConfig) -> Corpus
         _finish(build, table, noise, _left_out({}), planned)
 
     _prepare_once(folder, make)
-    return _open(folder, name, synthesis.subset_of)
+    return _open(folder, name, partial(synthesis.subset_of, config=config))
+
+
+def _joined(spoken: Corpus, recorded: Corpus) -> Corpus:
+    """Both as one; of recordings, the speakers are split as those of Speech Commands, if there are enough of them."""
+    name = f"{spoken.name}+{recorded.name}-{recorded.fingerprint[:6]}"
+    folder = paths.data() / f"{name}-{identity(spoken.fingerprint, recorded.fingerprint)[:8]}"
+    n = len(spoken.clips)
+
+    def make(build: Path) -> None:
+        store = _new_store(build, n + len(recorded.clips))
+        store[:n], store[n:] = spoken.waveforms, recorded.waveforms
+        clips, planned = pd.concat([spoken.clips, recorded.clips]), spoken.planned + recorded.planned
+        _finish(build, clips, spoken.noise | recorded.noise, recorded.unusable, planned, own_noise=True)
+
+    _prepare_once(folder, make)
+    few = recorded.clips["speaker"].nunique() < FEW_SPEAKERS
+
+    def subset_of(speaker: str) -> str:
+        if synthesis.is_voice(speaker):
+            return spoken.subset_of(speaker)
+        return "train" if few else speech_commands.subset_of(speaker)
+
+    return _open(folder, name, subset_of)
 
 
 def _from_folder(root: Path, keyword: str | None) -> Corpus:
@@ -200,10 +213,12 @@ def _from_folder(root: Path, keyword: str | None) -> Corpus:
     files = [file for file in of_words if file.count("/") == depth]
     dead = {file for file in found if not os.path.exists(root / file)}
     if dead.issuperset(files):
-        others = f". What there is lies elsewhere or is a dead link, such as {_printable(found[0])}" if found else ""
+        others = (
+            f". What there is lies elsewhere or is a dead link, such as {paths.printable(found[0])}" if found else ""
+        )
         raise CorpusError(f"no recordings in {root}, where {LAYOUTS[1]} or {LAYOUTS[2]} is expected{others}")
     place = f"this folder is read as {LAYOUTS[depth]}, its noise as <root>/{NOISE_FOLDER}/<file>"
-    _check_words(root, found, sorted({_printable(_word(file)) for file in files}), keyword, place)
+    _check_words(root, found, sorted({paths.printable(_word(file)) for file in files}), keyword, place)
     listing = []
     for file in found:
         status = os.stat(root / file, follow_symlinks=file not in dead)
@@ -216,9 +231,9 @@ def _from_folder(root: Path, keyword: str | None) -> Corpus:
         clips, left_out = _read_files(root, files, _new_store(build, len(files)))
         noise, no_noise = _read_noise(root, noise_files)
         own_noise = bool(noise)
-        noise = noise or synthesis.in_fresh_process(synthesis.noise_recordings, "background")
+        noise = noise or in_fresh_process(synthesis.noise_recordings, "background")
         elsewhere = sorted(set(found).difference(files, noise_files))
-        misplaced = {_printable(file): DEAD if file in dead else f"lies elsewhere: {place}" for file in elsewhere}
+        misplaced = {paths.printable(file): DEAD if file in dead else f"lies elsewhere: {place}" for file in elsewhere}
         _finish(build, clips, noise, _left_out(left_out | no_noise | misplaced), list(clips["clip"]), own_noise, root)
 
     _prepare_once(folder, make)
@@ -235,23 +250,12 @@ def _check_words(root: Path, found: list[str], words: list[str], keyword: str | 
             f"in {root}, is {words[0]!r} a word, with a folder for each speaker, or does it hold the folders of words? "
             f"If it is a word, name the keyword; if not, give {root / words[0]}"
         )
-    if keyword is not None and (word := _composed(keyword)) not in words:
+    if keyword is not None and (word := paths.composed(keyword)) not in words:
         near = words if len(words) <= 20 else difflib.get_close_matches(word, words, 5, cutoff=0)
         its = "its words are" if near is words else f"the nearest of its {len(words):,} words are"
-        other = next((file for file in map(_printable, found) if word in file.split("/")[:-1]), None)
+        other = next((file for file in map(paths.printable, found) if word in file.split("/")[:-1]), None)
         hint = f". {other} is not of that word: {place}" if other else ""
         raise CorpusError(f"the keyword {keyword!r} is not in {root}: {its} {', '.join(near)}{hint}")
-
-
-def _printable(name: str) -> str:
-    """The name of a file in a form that can be written down whatever bytes it has."""
-    name = _composed(name)
-    return name if _is_unicode(name) else ascii(name)
-
-
-def _is_unicode(name: str) -> bool:
-    """False for a name whose bytes are not UTF-8, which Python keeps as surrogates."""
-    return not any(0xD800 <= ord(letter) <= 0xDFFF for letter in name)
 
 
 def _left_out(reasons: dict[str, str]) -> pd.DataFrame:
@@ -281,7 +285,7 @@ def _read_files(root: Path, files: list[str], store: np.ndarray) -> tuple[pd.Dat
     copies: dict[str, str] = {}
     unreadable: dict[str, str] = {}
     for file in tqdm(files, desc=f"reading {root.name}", unit="clip"):
-        clip = _printable(file)
+        clip = paths.printable(file)
         try:
             samples = _usable(root / file)
         except audio.AudioError as error:
@@ -319,7 +323,7 @@ def _read_files(root: Path, files: list[str], store: np.ndarray) -> tuple[pd.Dat
 
 def _usable(file: Path) -> np.ndarray:
     """One second of a recording as int16, or the reason why not."""
-    if not _is_unicode(str(file)):
+    if not paths.is_unicode(str(file)):
         raise audio.AudioError("its name is not UTF-8")
     samples = audio.to_int16(audio.one_second(audio.read(file)))
     if not samples.any():
@@ -334,12 +338,12 @@ def _read_noise(root: Path, files: list[str]) -> tuple[dict[str, np.ndarray], di
         try:
             samples = audio.to_int16(audio.read(root / file))
         except audio.AudioError as error:
-            left_out[_printable(file)] = str(error)
+            left_out[paths.printable(file)] = str(error)
             continue
         if len(samples) > CLIP_SAMPLES:
-            noise[_printable(file.rpartition("/")[2])] = samples
+            noise[paths.printable(file.rpartition("/")[2])] = samples
         else:
-            left_out[_printable(file)] = "background noise must be longer than a second"
+            left_out[paths.printable(file)] = "background noise must be longer than a second"
     return noise, left_out
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from joblib import Parallel, cpu_count
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
 from kwslib import paths
@@ -24,37 +24,18 @@ from kwslib.data.corpora import Corpus
 from kwslib.data.features import VERSION as LOGMELS_VERSION
 from kwslib.data.features import LogMel, from_int16, n_frames, new_array, one_thread, prepared
 from kwslib.data.synthesis import coloured_noise
-from kwslib.processes import helped, made_once
+from kwslib.processes import helped, in_fresh_processes, made_once
 
 COLOURS = {"white": 0.0, "pink": 0.5, "brown": 1.0}  # amplitude falls with this power of the frequency
 FRAMES = n_frames(FeatureConfig()) - 1  # of each second; the first frame of all has heard nothing yet
-VERSION = 3  # raise it when the same recipe would give other pieces
+VERSION = 4  # raise it when the same recipe would give other pieces
 PAUSES = ((1.0, 0.6), (0.5, 0.2), (0.2, 0.2))  # (share of the seconds with a word, share of the pieces)
 BLOCK = 256  # pieces that share a random seed
 
 TALK_VERSION = 1  # raise it, and those of pieces and tracks, when the same talk would sound different
 MOST_TALK_S = 3600  # to learn from
 TURN_S = 30  # one voice talks for so long
-SENTENCES = (
-    "the {A} {N} {V} the {N} {T}", "{P} the {N} there was a {A} {N}", "we {V} a {N} and the {N} {P}",
-    "I {V} it {T} because the {N} was {A}", "{T} she {V} his {A} {N} {P}", "did you see the {N} that he {V} {T}",
-    "they never {V} {P} with a {A} {N}", "my {N} and your {N} {V} {P}", "please tell me what the {N} {V} {T}",
-    "no {N} is as {A} as this one", "he said that {N} and {N} are {A}", "{N} {N} {N} or {N}", "who {V} the {A} {N} {P}",
-)  # fmt: skip
-SLOTS = {
-    "N": "brother garden window river teacher morning letter paper winter doctor engine mountain kitchen village "
-    "question answer picture station market island child people water money story music office forest valley "
-    "ticket summer corner number street animal weather dinner blanket shoulder pocket harbour soldier",
-    "V": "found carried opened wanted followed painted counted remembered forgot watched moved answered pulled "
-    "covered finished believed offered visited noticed crossed gathered repaired borrowed listened whispered left "
-    "took brought heard kept built held threw drew",
-    "A": "quiet yellow heavy broken narrow friendly early golden hollow simple empty ancient careful famous gentle "
-    "clever northern modern wooden tired hungry little good bad cold warm strange tall short",
-    "P": "behind the house|under the bridge|near the water|at the old station|over there|across the field|in the city|"
-    "on the table|beside the road|without a sound|after the meeting|between two hills|out of the box|up the stairs",
-    "T": "yesterday|on Monday|every evening|last year|two weeks ago|before breakfast|right now|at half past seven|"
-    "in the end|once again|tomorrow|for eight or nine days|all the time|at five o'clock",
-}
+SENTENCES, SLOTS = tuple(synthesis.ENGLISH["sentences"]), synthesis.ENGLISH["slots"]
 
 
 def sentence(keyword: str, rng: np.random.Generator) -> str:
@@ -74,29 +55,29 @@ def sentence(keyword: str, rng: np.random.Generator) -> str:
             return text
 
 
-def talk(keyword: str, subset: str, seconds: float) -> np.ndarray:
-    """Sentences without the keyword by the synthesizer's voices of ``train``, ``val`` or ``test``.
+def talk(corpus: Corpus, keyword: str, subset: str, seconds: float) -> np.ndarray:
+    """Sentences without the keyword by the synthesizer's voices of ``train``, ``val`` or ``test`` of a corpus.
 
     int16 (samples,), so many seconds or a little more, made once for all corpora. Longer talk begins as shorter does.
     """
-    n_turns = math.ceil(seconds / TURN_S)
-    key = identity(TALK_VERSION, synthesis.VERSION, keyword, subset, n_turns, SENTENCES, SLOTS)
+    n_turns, every = math.ceil(seconds / TURN_S), synthesis.speakers(600)
+    voices = {name: every[name] for name in sorted(every) if corpus.subset_of_voice(name) == subset}
+    key = identity(TALK_VERSION, synthesis.VERSION, keyword, subset, n_turns, voices, SENTENCES, SLOTS)
     path = paths.data() / f"talk-{key}.npy"
     path.parent.mkdir(parents=True, exist_ok=True)
     with made_once(path) as missing:
         if missing:
             parts = [range(start, n_turns, synthesis.N_PARTS) for start in range(synthesis.N_PARTS)]
-            spoken = synthesis.in_fresh_processes(_talked, [(keyword, subset, part) for part in parts])
+            spoken = in_fresh_processes(_talked, [(keyword, subset, voices, part) for part in parts])
             with new_array(path, np.int16, (n_turns, TURN_S * SAMPLE_RATE)) as out:
                 for part, turns in zip(parts, spoken, strict=True):
                     out[part] = turns
     return np.load(path, mmap_mode="r").reshape(-1)
 
 
-def _talked(keyword: str, subset: str, turns: range) -> np.ndarray:
+def _talked(keyword: str, subset: str, voices: dict[str, str], turns: range) -> np.ndarray:
     """Some turns of a talk, (turns, samples) int16: a voice each, whose sentences follow one another."""
-    voices = {name: voice for name, voice in synthesis.speakers(600).items() if synthesis.subset_of(name) == subset}
-    names, espeak, said = sorted(voices), synthesis.Espeak(), []
+    names, espeak, said = list(voices), synthesis.Espeak(), []
     for turn in turns:
         rng = np.random.default_rng([len(subset), turn])
         espeak.voice(voices[names[rng.integers(len(names))]])
@@ -120,6 +101,8 @@ class PieceConfig:
         snr_db: the piece's mean speech power over its noise, drawn from this range.
         level_db: of the speech, drawn for each piece; every word is up to 6 dB louder or softer.
         talk_share: of the pieces, talk without the keyword instead of words.
+        gate_share: of the pieces, exact zeros where nobody speaks, as behind a noise gate or between glued files.
+        narrow_share: of the pieces, nothing above 3.4 to 4 kHz, as on a telephone.
 
     Raises:
         ValueError: no two seconds, no keywords, or nothing else.
@@ -133,9 +116,11 @@ class PieceConfig:
     snr_db: tuple[float, float] = (6.0, 40.0)
     level_db: tuple[float, float] = (-40.0, -8.0)
     talk_share: float = 0.33
+    gate_share: float = 0.05
+    narrow_share: float = 0.05
 
     def __post_init__(self):
-        shares = self.part_share, self.talk_share
+        shares = self.part_share, self.talk_share, self.gate_share, self.narrow_share
         if self.clips < 2 or not 0 < self.keyword_share < 1 or not all(0 <= share < 1 for share in shares):
             raise ValueError(f"a piece of stream has two clips or more, some of them keywords, not {self}")
 
@@ -193,7 +178,7 @@ def bank(
         if missing:
             shape = (n, features.n_mels, recipe.clips * FRAMES + 1)
             talk_s = min(MOST_TALK_S, n * recipe.clips * recipe.talk_share)
-            said_all_day = talk(keyword, "train", talk_s) if recipe.talk_share else None
+            said_all_day = talk(corpus, keyword, "train", talk_s) if recipe.talk_share else None
             # The labels get their name first: where there are pieces, there are labels.
             with new_array(path, np.float16, shape) as out, new_array(labels, np.int8, (n, recipe.clips)) as said:
                 blocks = [slice(start, start + BLOCK) for start in range(0, n, BLOCK)]
@@ -222,7 +207,28 @@ def _block(corpus, rows, is_keyword, talk, seed: int, recipe: PieceConfig, words
             kind = rng.choice([*COLOURS, "corpus", "corpus"])
             over = 10 ** ((level_db - rng.uniform(*recipe.snr_db)) / 20)
             samples += torch.from_numpy(noise(kind, corpus.noise, len(samples), rng) * np.float32(over))
+            if rng.random() < recipe.gate_share:
+                samples = gated(samples, rng.uniform(20, 30), rng.uniform(0.02, 0.2))
+            if rng.random() < recipe.narrow_share:
+                samples = narrowed(samples, rng.uniform(3400, 4000))
             out[i] = prepared(samples.clamp(-1, 1)[None], front_end)[0].numpy()
+
+
+def gated(samples: Tensor, depth_db: float, hold_s: float) -> Tensor:
+    """Exact zeros where nothing is within ``depth_db`` of the loudest 20 ms, nor was ``hold_s`` before. (N,) -> (N,)"""
+    power = samples.unfold(0, FRAME, FRAME).square().mean(1)
+    loud = (power >= power.max() / 10 ** (depth_db / 10)).float()
+    held = math.ceil(hold_s * SAMPLE_RATE / FRAME)
+    opened = nn.functional.max_pool1d(nn.functional.pad(loud, (held, 0))[None], held + 1, 1)[0]
+    opened = opened.repeat_interleave(FRAME)
+    return samples * nn.functional.pad(opened, (0, len(samples) - len(opened)))
+
+
+def narrowed(samples: Tensor, highest_hz: float) -> Tensor:
+    """Nothing above ``highest_hz``. (N,) -> (N,)"""
+    spectrum = np.fft.rfft(samples.numpy())
+    spectrum[round(highest_hz * len(samples) / SAMPLE_RATE) :] = 0
+    return torch.from_numpy(np.fft.irfft(spectrum, len(samples)).astype(np.float32))
 
 
 def _talk_piece(corpus, talk, seconds: int, level_db: float, words: Augmentation, rng, g) -> Tensor:

@@ -7,45 +7,29 @@ fixed order: the bytes are the same every time, and the first speakers of a part
 
 import ctypes
 import hashlib
-import multiprocessing
+import json
 import os
 import re
-import sys
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+import unicodedata
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from functools import cache
-from types import ModuleType
+from pathlib import Path
 
 import numpy as np
 from scipy import signal
 from tqdm.auto import tqdm
 
+from kwslib import paths
 from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, SynthesisConfig, identity
+from kwslib.processes import fresh_processes, in_fresh_process
 
-VERSION = 4  # raise it when the same plan would sound different
+VERSION = 5  # raise it when the same plan would sound different
 N_PARTS = 8  # fixed: it decides which utterances share a process
 
-# The 30 words of Speech Commands v0.01 (Warden 2018, arXiv:1804.03209).
-WORDS = (
-    "bed bird cat dog down eight five four go happy house left marvin nine no "
-    "off on one right seven sheila six stop three tree two up wow yes zero"
-).split()
-
-# Ordinary words among which the near-misses of a keyword are looked for.
-NEIGHBOURS = (
-    "shield sheep shelly shelter she leela tequila shiny shower chill shoulder feeler healer dealer steal martin "
-    "margin carving starving marble melvin garden service certain even heaven eleven savage severed lemon haven river "
-    "clever letter better water cellar seller color caller tailor sailor ruler loyal royal table cable label paper "
-    "pepper copper happen open often coffee toffee hello yellow fellow follow hollow mellow pillow window winter "
-    "summer dinner finner winner sooner corner banner manner never ever over under other another mother brother "
-    "father farther feather leather weather measure pleasure treasure picture nature future computer jupiter alexa "
-    "amanda maria sarah laura anna emma sophia olivia david daniel michael victor hector doctor tractor actor factor "
-    "motor rotor visual virtual forward backward follower learner reader leader bad bet bead bard board birth cart "
-    "cut cab dock dig doug town gown ate late fight hive fort door goal grow hoppy mouse horse lift loft mine fine "
-    "know now of own won run write ride sex sick step top tea free too new cup wowed"
-).split()
+ENGLISH = json.loads((Path(__file__).parent / "english.json").read_text())
+WORDS = tuple(ENGLISH["words"].split())  # the 30 of Speech Commands v0.01 (Warden 2018, arXiv:1804.03209)
+NEIGHBOURS = tuple(ENGLISH["neighbours"].split())  # ordinary words, among which near-misses of a keyword are looked for
 
 ACCENTS = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029", "en-us-nyc")
 
@@ -187,6 +171,12 @@ def edit_distance(a: str, b: str) -> int:
     return row[-1]
 
 
+def sounds_of(*words: str) -> dict[str, str]:
+    """The phonetic letters of each word."""
+    espeak = Espeak()
+    return {word: espeak.phonemes(word) for word in words}
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """What the synthetic speakers say: the keyword, its near-misses, and a pool of other words."""
@@ -196,12 +186,39 @@ class Vocabulary:
     others: list[str]
 
 
-def vocabulary(keyword: str, config: SynthesisConfig) -> Vocabulary:
-    """The words for a keyword. Near-misses sound most like it (by phonemes) without sounding the same.
+def clean(keyword: str) -> str:
+    """As the voices know it: lower case, and é is one letter."""
+    return paths.composed(keyword.strip().lower())
+
+
+def check_spelling(keyword: str) -> None:
+    """Refuse what English voices would spell out: of another script, every letter is "letter" and a number to them.
+
+    Raises:
+        ValueError: it is none that they can say.
+    """
+    if keyword != clean(keyword):
+        raise ValueError(f"synthetic words are lower case without blanks around them: {keyword!r} is not")
+    foreign = [sign for sign in keyword if not SPEAKABLE.fullmatch(unicodedata.normalize("NFD", sign))]
+    if foreign:
+        raise ValueError(
+            f"the synthetic voices speak English and cannot speak the keyword {keyword!r}, because of {foreign[0]!r}: "
+            "give a word in Latin letters, or record people and give the folder of the recordings as CORPUS"
+        )
+
+
+def vocabulary(keyword: str, config: SynthesisConfig = SynthesisConfig()) -> Vocabulary:
+    """What the synthetic speakers say when this is the keyword: see ``Vocabulary``.
 
     Raises:
         ValueError: eSpeak NG has no sounds for the keyword, or needs longer for it than a clip lasts.
     """
+    check_spelling(keyword)
+    return in_fresh_process(_vocabulary, keyword, config)
+
+
+def _vocabulary(keyword: str, config: SynthesisConfig) -> Vocabulary:
+    """The words for a keyword. Near-misses sound most like it (by phonemes) without sounding the same."""
     espeak = Espeak()
     sound = espeak.phonemes(keyword)
     if not sound or "lɛɾɚ" in sound and "letter" not in keyword:  # what it does not know is "letter" and a number
@@ -244,12 +261,14 @@ def speakers(count: int) -> dict[str, str]:
     return {f"{re.sub('[^A-Za-z0-9]', '-', variant)}_{accent}": f"{accent}+{variant}" for accent, variant in pairs}
 
 
-SUBSETS = ("train", "test", "train", "val", "train", "test", "train", "val", "train", "test")  # of ten voices
+def is_voice(speaker: str) -> bool:
+    """Whether this is a speaker of the synthetic corpus."""
+    return speaker.partition("_")[0] in _order_of_voices()
 
 
-def subset_of(speaker: str) -> str:
-    """``train``, ``val`` or ``test``: half of the voices teach, 3 of 10 test, with whatever accent."""
-    return SUBSETS[_order_of_voices()[speaker.partition("_")[0]] % len(SUBSETS)]
+def subset_of(speaker: str, config: SynthesisConfig = SynthesisConfig()) -> str:
+    """``train``, ``val`` or ``test``: by default half of the voices teach, 3 of 10 test, with whatever accent."""
+    return config.subsets[_order_of_voices()[speaker.partition("_")[0]] % len(config.subsets)]
 
 
 @cache
@@ -264,8 +283,8 @@ def plan(voices: dict[str, str], words: Vocabulary, config: SynthesisConfig) -> 
     """
     parts: list[list[Utterance]] = [[] for _ in range(N_PARTS)]
     for index, speaker in enumerate(voices):
-        judges = subset_of(speaker) != "train"
-        takes, n_others = (config.judged_takes, config.judged_words) if judges else (1, config.other_words)
+        judges = subset_of(speaker, config) != "train"
+        takes, n_others = (config.judged_takes, config.judged_words) if judges else (config.takes, config.other_words)
         others = _rng("others", speaker).choice(words.others, n_others, replace=False).tolist()
         said = [Utterance(speaker, words.keyword, take) for take in range(takes)]
         parts[index % N_PARTS] += said + [Utterance(speaker, word) for word in (*words.near_misses, *others)]
@@ -282,7 +301,10 @@ def speak(espeak: Espeak, voice: str, utterance: Utterance, config: SynthesisCon
     espeak.voice(voice)
     if mood.random() < config.carrier_share:
         return espeak.say_within(mood.choice(CARRIERS), utterance.word, mood.uniform(0, 0.04), *sound)
-    return espeak.say(utterance.word, *sound)
+    said = espeak.say(utterance.word, *sound)
+    if len(said) > CLIP_SAMPLES:  # who says a phrase that slowly says it quicker
+        said = espeak.say(utterance.word, rate * len(said) / (0.95 * CLIP_SAMPLES), *sound[1:])
+    return said
 
 
 def in_a_room(speech: np.ndarray, rt60_s: float, rng: np.random.Generator) -> np.ndarray:
@@ -358,7 +380,7 @@ def make_corpus(parts: list, voices: dict, config: SynthesisConfig, waveforms: n
     ``parts`` as ``plan`` gives them, ``voices`` as ``speakers``; ``waveforms``, int16 (clips, samples), is filled in
     the order of the parts, in memory or in a file. Returned are the recordings of background noise by name.
     """
-    with _fresh_processes() as pool:
+    with fresh_processes() as pool:
         mixed_in, background = pool.map(noise_recordings, ("clips", "background"))
         noise = np.stack(list(mixed_in.values()))
         starts = np.cumsum([0, *map(len, parts)])
@@ -369,30 +391,3 @@ def make_corpus(parts: list, voices: dict, config: SynthesisConfig, waveforms: n
                 waveforms[starts[i] : starts[i + 1]] = done.result()
                 bar.update(len(parts[i]))
     return background
-
-
-@contextmanager
-def _fresh_processes() -> Iterator[ProcessPoolExecutor]:
-    """Workers that each do one task and end, so that eSpeak NG is always as if just started.
-
-    They need this room, not the program that asked: importing that again, with torch and all, would take longer.
-    """
-    program = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(os.cpu_count(), spawn, max_tasks_per_child=1) as pool:
-            yield pool
-    finally:
-        sys.modules["__main__"] = program
-
-
-def in_fresh_process(function, *arguments):
-    """Call a function that speaks, in a process that has not spoken yet."""
-    return in_fresh_processes(function, [arguments])[0]
-
-
-def in_fresh_processes(function, calls: list[tuple]) -> list:
-    """Results of several such calls, each in a process of its own."""
-    with _fresh_processes() as pool:
-        return [done.result() for done in [pool.submit(function, *arguments) for arguments in calls]]

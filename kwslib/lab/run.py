@@ -1,13 +1,13 @@
-"""One experiment and seed: train or convert a model, save it, load it again, score it, write the record.
+"""An experiment as data; one seed of it: train or convert a model, save it, load it again, score it, write the record.
 
-Its identity is a hash of the recipe, the corpus, the split, the seed and what it starts from.
+A run's identity is a hash of the recipe, the corpus, the split, the seed and what it starts from.
 """
 
 import dataclasses
 import io
 import time
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +17,96 @@ from torch import nn
 from kwslib import metrics, paths
 from kwslib.config import FeatureConfig, describe, identity
 from kwslib.data import augment, features, pieces
-from kwslib.lab.experiment import Experiment
+from kwslib.data.augment import Augmentation
 from kwslib.lab.study import ExperimentError, Study
 from kwslib.nets import cost
 from kwslib.nets.crnn import score
-from kwslib.nets.rivals import Ensemble, build
+from kwslib.nets.losses import Labels
+from kwslib.nets.rivals import Config, Ensemble, build
 from kwslib.processes import made_once
 from kwslib.results import provenance, records, tracking
 from kwslib.streaming import decision, tracks
+from kwslib.streaming.decision import Decide
 from kwslib.streaming.model import StreamingModel
 from kwslib.training import checkpoints, compact, loop
 from kwslib.training.loop import Objective, Training, fit
 from kwslib.training.material import Clips, Material, Pieces, Taught, teach
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A named recipe, run once per seed.
+
+    Attributes:
+        name: of its files; also how other experiments refer to it.
+        student: architecture. Leave it out when ``start`` gives the model.
+        teacher: name of the experiment whose model of the same seed teaches; several names: they teach together, by
+            the mean of what they say.
+        ensemble: the teacher's models of all seeds teach together.
+        losses: terms of ``kwslib.nets.losses``, added up.
+        training, augmentation: how it is trained.
+        start: name of the experiment whose trained model ``after`` is applied to.
+        after: steps such as ``Half()`` or ``Prune(0.3)``, in order. One with a ``training`` of its own tunes the
+            model with the losses, teacher and augmentation given here.
+        control: name of the experiment this one is compared with, for example without teacher.
+        note: one line for the report.
+    """
+
+    name: str
+    student: Config | None = None
+    teacher: str | tuple[str, ...] | None = None
+    ensemble: bool = False
+    losses: tuple = (Labels(),)
+    training: Training = Training()
+    augmentation: Augmentation = Augmentation()
+    start: str | None = None
+    after: tuple = ()
+    control: str | None = None
+    note: str = ""
+
+    def __post_init__(self):
+        if self.name != paths.slug(self.name):
+            raise ValueError(
+                f"experiment name {self.name!r} is not usable as a file name: try {paths.slug(self.name)!r}"
+            )
+        if (self.student is None) == (self.start is None):
+            raise ValueError(f"experiment {self.name!r} needs either a student to train or a start to build on")
+        if self.name in (self.control, self.start, *self.teachers):
+            raise ValueError(f"experiment {self.name!r} cannot be its own control, teacher or start")
+        if self.ensemble and not self.teacher:
+            raise ValueError(f"experiment {self.name!r} wants an ensemble but names no teacher")
+        if self.teacher is None and any(term.needs_teacher for term in self.losses):
+            raise ValueError(f"experiment {self.name!r} distils but names no teacher")
+
+    @property
+    def tuning_steps(self) -> list:
+        """Those of the steps after training that train again."""
+        return [step for step in self.after if getattr(step, "training", None)]
+
+    @property
+    def piece_steps(self) -> list:
+        """Those of them that train on pieces of stream."""
+        return [step for step in self.tuning_steps if hasattr(step, "pieces")]
+
+    @property
+    def decision_step(self) -> Decide | None:
+        """The step that wants a decision for streams, if there is one."""
+        return next((step for step in self.after if isinstance(step, Decide)), None)
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything is trained: a student, or by a step."""
+        return self.student is not None or bool(self.tuning_steps)
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Names of the experiments that teach."""
+        return (self.teacher,) if isinstance(self.teacher, str) else self.teacher or ()
+
+    @property
+    def needs(self) -> list[str]:
+        """Experiments that must be finished first."""
+        return [*self.teachers, *filter(None, [self.start])]
 
 
 @dataclass(frozen=True)
@@ -46,10 +124,11 @@ class Run:
 
     @property
     def teacher_seeds(self) -> list[int]:
-        """The same seed; for an ensemble all that the teacher was ever trained with."""
+        """The same seed; for an ensemble all that the (first) teacher was ever trained with."""
         if not self.experiment.ensemble:
             return [self.seed]
-        files = self.study.checkpoint(self.experiment.teacher).parent.glob(f"{self.experiment.teacher}-seed*.pt")
+        name = self.experiment.teachers[0]
+        files = self.study.checkpoint(name).parent.glob(f"{name}-seed*.pt")
         return sorted(paths.split_label(file.stem)[1] for file in files) or [self.seed]
 
     @cached_property
@@ -135,7 +214,7 @@ def execute(run: Run) -> None:
     began = time.perf_counter()
     study, experiment = run.study, run.experiment
     model, history = _trained(run)
-    config = model.config
+    model.on_streams, config = bool(experiment.decision_step), model.config
     checkpoint = study.checkpoint(experiment.name, run.seed)
     described = {"experiment": experiment.name, "seed": run.seed, "identity": run.identity, "study": study.name}
     described |= {"keyword": study.keyword, "threshold": study.threshold(model)}
@@ -148,6 +227,7 @@ def execute(run: Run) -> None:
         val, test = study.tracks("val", step.made_on), study.tracks("test", step.streams)
         made, on_streams["streams"] = decision.measure(written, step, val, test)
         sidecar = checkpoints.save(checkpoint, model, described | {"decision": dataclasses.asdict(made)})
+        written = study.model(experiment.name, run.seed)
     record = {
         **described,
         **_wording(run),
@@ -183,11 +263,8 @@ def _fit(run: Run, model, training: Training, resume: Path, on_epoch, pieces=Non
     """
     study, experiment = run.study, run.experiment
     train, val, augmentation = study.split.train, study.split.val, experiment.augmentation
-    teacher = None
-    if experiment.ensemble:
-        teacher = Ensemble([study.model(experiment.teacher, seed) for seed in run.teacher_seeds])
-    elif experiment.teacher:
-        teacher = study.model(experiment.teacher, run.seed)
+    members = [study.model(name, seed) for name in experiment.teachers for seed in run.teacher_seeds]
+    teacher = Ensemble(members) if len(members) > 1 else next(iter(members), None)
     if pieces is None:
         source = Clips(study.bank(augmentation), study.labels[train])
     else:
@@ -202,8 +279,9 @@ def _fit(run: Run, model, training: Training, resume: Path, on_epoch, pieces=Non
 
 def _taught(run: Run, teacher: nn.Module, source: Clips | Pieces, *what: object) -> Taught:
     """What a teacher says of everything in the source, asked once for all experiments that learn from it."""
-    study, sidecars = run.study, map(partial(run.study.checkpoint, run.experiment.teacher), run.teacher_seeds)
-    who = [checkpoints.read_sidecar(file)["sha256"] for file in sidecars]
+    study = run.study
+    files = [study.checkpoint(name, seed) for name in run.experiment.teachers for seed in run.teacher_seeds]
+    who = [checkpoints.read_sidecar(file)["sha256"] for file in files]
     versions = features.VERSION, augment.VERSION, pieces.VERSION
     said_of = study.profile.views, study.split.sha256, what
     path = study.corpus.folder / f"taught-{identity(who, versions, said_of)}.npz"

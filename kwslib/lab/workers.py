@@ -19,8 +19,7 @@ from tqdm.auto import tqdm
 from kwslib import paths, processes
 from kwslib.config import describe
 from kwslib.data.features import one_thread
-from kwslib.lab.experiment import Experiment
-from kwslib.lab.run import Run, device, execute, identity_on_disk, refresh, take_time
+from kwslib.lab.run import Experiment, Run, device, execute, identity_on_disk, refresh, take_time
 from kwslib.lab.study import ExperimentError, Results, Study
 from kwslib.results import records, tracking
 

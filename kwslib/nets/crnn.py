@@ -237,11 +237,21 @@ def config_of_shapes(shapes: dict[str, tuple], mel_stride: int | None, frame_str
 
 @torch.no_grad()
 def score(model: nn.Module, logmels: np.ndarray, device: str = "cpu", batch: int = 512) -> np.ndarray:
-    """Keyword scores (logit differences) of log-mels (N, F, T), in eval mode, float32 (N,)."""
+    """Keyword scores (logit differences) of log-mels (N, F, T), in eval mode, float32 (N,).
+
+    A model that is meant for streams, one whose file holds a decision (``on_streams``), hears a clip as a stream that
+    begins and ends with it: its highest score on the way counts, as there. Any other gives one at the end.
+    """
     model.eval()
+    steps = model.config.n_steps(logmels.shape[2]) if getattr(model, "on_streams", False) else 0
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     parts = []
     for i in range(0, len(logmels), batch):
         part = torch.from_numpy(np.array(logmels[i : i + batch])).to(device, dtype)
-        parts.append(keyword_score(model.outputs(part).logits).cpu().numpy())
+        if steps:
+            logits = step_logits(model, part, steps)
+            scores = keyword_score(logits.flatten(0, 1)).view(logits.shape[:2]).amax(1)
+        else:
+            scores = keyword_score(model.outputs(part).logits)
+        parts.append(scores.cpu().numpy())
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)

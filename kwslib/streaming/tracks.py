@@ -202,7 +202,7 @@ def _track(corpus: Corpus, rows: np.ndarray, keyword: str, spec: StreamSpec, num
     noise_power = 10 ** (spec.noise_db / 10)
     if spec.talk:
         begin = round(number * TRACK_S * SAMPLE_RATE)
-        said = from_int16(talk(keyword, part, spec.minutes * 60)[begin : begin + len(samples)])
+        said = from_int16(talk(corpus, keyword, part, spec.minutes * 60)[begin : begin + len(samples)])
         for turn in said.split(TURN_S * SAMPLE_RATE):
             power = float(speech_power(turn[None])) or 1.0
             turn *= np.sqrt(noise_power * 10 ** (rng.uniform(*spec.snr_db) / 10) / power)
@@ -256,7 +256,7 @@ def prepare(corpus: Corpus, rows: Sequence[int], keyword: str, spec: StreamSpec,
     with made_once(path) as missing:
         if missing:
             if spec.talk:
-                talk(keyword, part, spec.minutes * 60)  # before the others ask for it
+                talk(corpus, keyword, part, spec.minutes * 60)  # before the others ask for it
             with new_array(path, np.float32, (FeatureConfig().n_mels, ends[-1])) as out:
                 calls = [helped(_track_logmels)(corpus, rows, keyword, spec, n, part) for n in range(len(seconds))]
                 tracks = Parallel(n_jobs=cpu_count(), return_as="generator")(calls)

@@ -51,12 +51,18 @@ def save(path: Path, model: nn.Module, sidecar: dict) -> dict:
 def load(path: Path) -> tuple[nn.Module, dict]:
     """The model of a checkpoint, or of a compact file, in its own precision, in eval mode, and its description.
 
+    One whose description holds a decision is meant for streams, see ``crnn.score``.
+
     Raises:
         CheckpointError: missing, damaged, foreign, changed after it was written, or of another schema.
     """
     path = Path(path)
-    if path.suffix == compact.SUFFIX:
-        return _load_compact(path)
+    model, sidecar = _load_compact(path) if path.suffix == compact.SUFFIX else _load_described(path)
+    model.on_streams = bool(sidecar.get("decision"))
+    return model, sidecar
+
+
+def _load_described(path: Path) -> tuple[nn.Module, dict]:
     state = read_tensors(path)
     sidecar = read_sidecar(path)
     if sidecar.get("sha256") != hashlib.sha256(path.read_bytes()).hexdigest():

@@ -87,7 +87,7 @@ def test_unusable_files_are_listed_not_fatal(folder):
 def test_bad_arguments_get_one_sentence(folder, tmp_path, corpus, keyword, message):
     (tmp_path / "empty").mkdir()
     where = {"FOLDER": str(folder), "EMPTY": str(tmp_path / "empty")}.get(corpus, corpus)
-    with pytest.raises(CorpusError, match=message):
+    with pytest.raises(ValueError, match=message):
         corpora.load(where, keyword)
 
 

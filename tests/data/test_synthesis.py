@@ -8,6 +8,7 @@ import pytest
 from kwslib.config import SynthesisConfig, profile
 from kwslib.data import corpora, synthesis
 from kwslib.data.synthesis import Vocabulary
+from kwslib.processes import in_fresh_process
 
 
 def digest(array: np.ndarray) -> str:
@@ -50,7 +51,7 @@ def test_clips_are_loud_enough_different_and_one_second():
 def test_a_program_that_wants_a_corpus_is_not_run_again_by_its_workers(tmp_path):
     """A script without a guard, as an explorer writes it."""
     (tmp_path / "script.py").write_text(
-        "print('running')\nfrom kwslib.data import corpora\nprint(len(corpora.vocabulary('sheila').near_misses))\n"
+        "print('running')\nfrom kwslib.data import synthesis\nprint(len(synthesis.vocabulary('sheila').near_misses))\n"
     )
     done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True)
     assert done.stdout.split() == ["running", "4"], done.stderr
@@ -64,7 +65,7 @@ def test_a_word_cut_from_a_phrase_is_that_word():
         bands = np.log(power[:16_000].reshape(64, -1).mean(1))
         return bands - bands.mean()
 
-    cut, alone, other = synthesis.in_fresh_process(three_ways)
+    cut, alone, other = in_fresh_process(three_ways)
     assert 0.2 < len(cut) / 16_000 < 0.8 and 0.5 < len(cut) / len(alone) < 1.5
     near, far = (np.linalg.norm(spectrum(cut) - spectrum(word)) for word in (alone, other))
     assert near < far
@@ -81,7 +82,7 @@ def three_ways() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def test_a_shorter_vocal_tract_is_higher_and_quicker():
-    low, high = synthesis.in_fresh_process(two_tracts)
+    low, high = in_fresh_process(two_tracts)
     assert len(high) / len(low) == pytest.approx(1 / 1.1, abs=0.02)
     hertz = np.fft.rfftfreq(32_000, 1 / 16_000)
     middle = [
@@ -97,7 +98,7 @@ def two_tracts() -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_noise_has_the_colour_of_its_name():
-    noise = synthesis.in_fresh_process(synthesis.noise_recordings, "test", 5)
+    noise = in_fresh_process(synthesis.noise_recordings, "test", 5)
     slopes = {}
     for name in ("white", "pink", "brown"):
         power = np.abs(np.fft.rfft(noise[name].astype(float))) ** 2
@@ -110,16 +111,16 @@ def test_noise_has_the_colour_of_its_name():
 
 
 def test_near_misses_sound_like_the_keyword_and_are_not_it():
-    words = corpora.vocabulary("sheila")
+    words = synthesis.vocabulary("sheila")
     assert {"leela", "shield"} <= set(words.near_misses) and len(words.near_misses) == 4
     said = [words.keyword, *words.near_misses, *words.others]
     assert len(said) == len(set(said)) and set(synthesis.WORDS) <= set(said)
-    assert set(corpora.vocabulary("computer").others) >= set(synthesis.WORDS)
+    assert set(synthesis.vocabulary("computer").others) >= set(synthesis.WORDS)
 
 
 def test_what_sounds_like_the_keyword_is_no_negative():
     """Nor is the voice of a speaker heard in the babble behind another."""
-    others = corpora.vocabulary("know")
+    others = synthesis.vocabulary("know")
     assert "no" not in (*others.near_misses, *others.others) and "now" in (*others.near_misses, *others.others)
     babble = set(synthesis.voice_variants()[-synthesis.BABBLE_VOICES :])
     assert not babble & {voice.partition("+")[2] for voice in synthesis.speakers(600).values()}
@@ -127,7 +128,7 @@ def test_what_sounds_like_the_keyword_is_no_negative():
 
 def test_a_keyword_that_cannot_be_spoken_is_refused():
     with pytest.raises(ValueError, match="cannot speak the keyword '...'"):
-        corpora.vocabulary("...")
+        synthesis.vocabulary("...")
 
 
 @pytest.mark.parametrize("keyword", ["你好", "привет", "مرحبا", "ａ", "a+b", "hello, world", "²"])
@@ -139,14 +140,14 @@ def test_a_keyword_that_english_voices_would_spell_is_refused_before_anything_is
 
 def test_letters_with_marks_are_spoken_where_the_voices_know_them():
     assert corpora.clean_keyword("synthetic", "Cafe\u0301") == "café"
-    assert corpora.vocabulary("café").keyword == "café"
+    assert synthesis.vocabulary("café").keyword == "café"
     with pytest.raises(ValueError, match="cannot speak the keyword 'việt'"):
-        corpora.vocabulary("việt")
+        synthesis.vocabulary("việt")
 
 
 def test_a_keyword_longer_than_a_clip_is_refused():
     with pytest.raises(ValueError, match="takes 1.3 s to say, a clip lasts one"):
-        corpora.vocabulary("turn off the lights please")
+        synthesis.vocabulary("turn off the lights please")
 
 
 def test_those_who_judge_say_enough_and_never_teach():

@@ -10,7 +10,7 @@ import pytest
 
 from kwslib import paths
 from kwslib.config import CRNNConfig
-from kwslib.lab.experiment import Experiment
+from kwslib.lab.run import Experiment
 from kwslib.lab.study import ExperimentError, open_study
 from kwslib.lab.workers import run
 from kwslib.nets.losses import Labels, SoftTargets

@@ -12,7 +12,7 @@ from kwslib.cli import main
 from kwslib.config import SAMPLE_RATE, CRNNConfig
 from kwslib.data import corpora, features
 from kwslib.lab import verify
-from kwslib.lab.experiment import Experiment
+from kwslib.lab.run import Experiment
 from kwslib.lab.study import open_study
 from kwslib.lab.workers import run
 from kwslib.nets import crnn

@@ -3,7 +3,7 @@ import pytest
 
 from kwslib.config import CRNNConfig
 from kwslib.lab import sweep
-from kwslib.lab.experiment import Experiment
+from kwslib.lab.run import Experiment
 from kwslib.lab.study import open_study
 from kwslib.lab.sweep import OVER_BUDGET
 from kwslib.lab.workers import run

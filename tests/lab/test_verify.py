@@ -6,7 +6,7 @@ import pytest
 from kwslib import paths
 from kwslib.config import CRNNConfig
 from kwslib.lab import verify
-from kwslib.lab.experiment import Experiment
+from kwslib.lab.run import Experiment
 from kwslib.lab.study import open_study
 from kwslib.lab.workers import run
 from kwslib.results import records

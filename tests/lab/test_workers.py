@@ -11,7 +11,7 @@ from kwslib.config import CRNNConfig
 from kwslib.data import corpora
 from kwslib.data.augment import Augmentation
 from kwslib.lab import reproduce, workers
-from kwslib.lab.experiment import Experiment
+from kwslib.lab.run import Experiment
 from kwslib.lab.study import ExperimentError, open_study
 from kwslib.lab.verify import rescore
 from kwslib.lab.workers import run

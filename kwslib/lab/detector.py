@@ -1,0 +1,171 @@
+"""From a word to a detector in minutes: the recipe that did best among people, and a card that says what it is worth.
+
+Two small nets learn from pieces of stream, one of them from stronger distortions; a third one, of 4 bits, is taught
+by both. They hear the word from most of the synthesizer's voices, several times each, and more near-misses than a
+study has. Counted is among voices that none of them heard, and, where there are recordings, among people.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from kwslib import paths
+from kwslib.config import SynthesisConfig, describe, profile
+from kwslib.data import corpora, synthesis
+from kwslib.data.augment import WITHOUT_MASKS
+from kwslib.lab import verify
+from kwslib.lab.run import Experiment
+from kwslib.lab.study import ExperimentError, Study
+from kwslib.lab.workers import run
+from kwslib.nets import crnn
+from kwslib.nets.losses import Labels, SoftTargets
+from kwslib.nets.rivals import TimeNetConfig
+from kwslib.processes import in_fresh_process
+from kwslib.results import records
+from kwslib.streaming import export, tracks
+from kwslib.streaming.decision import Decide, Decision
+from kwslib.training import checkpoints
+from kwslib.training.loop import Training
+from kwslib.training.quantize import WeightInt
+from kwslib.training.tune import StreamTune
+
+MADE = "detector"  # the experiment that is delivered
+MOST_TEACH = (*("train",) * 3, "val", *("train",) * 5, "test")  # of ten voices
+VOICES = SynthesisConfig(takes=3, near_misses=8, other_words=24, subsets=MOST_TEACH)
+STREAMS = ("ordinary", "dense", "sentences", "noise")
+STRONG = replace(WITHOUT_MASKS, room_share=0.4, tilt_db=3.0, speed=(0.75, 1.3))
+FEW_SOUNDS = 4  # so short a word of a synthesizer is hardly a person's
+
+
+def experiments() -> list[Experiment]:
+    """The recipe: two teachers, and what is delivered."""
+    first = Training(epochs=10, learning_rate=6e-3, weight_decay=1e-3, ema=0.99, normalize=False)
+    tuning = replace(first, epochs=40)
+    decide = Decide(tuple(tracks.read_spec(paths.stream_spec(name)) for name in STREAMS), reset=())
+    warped = StreamTune(tuning, mel_warp=0.15)
+    few_bits = replace(warped, training=replace(tuning, epochs=30), bits=4)
+    taught = {"teacher": ("plain", "strong"), "losses": (Labels(0.4), SoftTargets(0.6, temperature=4.0))}
+    net = TimeNetConfig()
+    return [
+        Experiment("plain", net, training=first, augmentation=WITHOUT_MASKS, after=(StreamTune(tuning),)),
+        Experiment("strong", net, training=first, augmentation=STRONG, after=(warped,)),
+        Experiment(MADE, start="strong", augmentation=STRONG, after=(few_bits, WeightInt(4), decide), **taught),
+    ]
+
+
+def study_of(keyword: str, recordings: str = "", profile_name: str = "standard") -> Study:
+    """Where a detector is trained: synthetic speech by most voices and, where there are any, recordings."""
+    sizes = replace(profile(profile_name), seeds=1, views=4, stream_percent=profile(profile_name).stream_percent / 3)
+    corpus = f"synthetic+{recordings}" if recordings else "synthetic"
+    return Study(corpus, corpora.clean_keyword("synthetic", keyword), "speaker", sizes, 1, VOICES, MADE)
+
+
+def make(
+    keyword: str, recordings: str = "", people: str = "", profile_name: str = "standard", say: Callable = print
+) -> Path:
+    """Train a detector for a word and write its folder, ``detectors/<word>/``: ``.kws``, ``.onnx``, ``card.md``.
+
+    What is finished is kept: the same call again goes on, or writes the files anew.
+
+    Args:
+        keyword: what the synthesizer's voices say.
+        recordings: a folder ``<root>/<word>/<speaker>_*.wav`` of the keyword and of other words, to learn from, too.
+        people: such a folder to be judged by; whoever was learnt from is left out.
+        say: is told what a maker should know, in sentences.
+
+    Raises:
+        CorpusError: a word that the voices cannot say, or no such folder.
+        ExperimentError: a training failed.
+    """
+    study = study_of(keyword, recordings, profile_name)
+    for sentence in doubts(study.keyword):
+        say(sentence)
+    if people:
+        verify.people_for(study, people)  # whatever is wrong with it is said before anything is trained
+    run(study, experiments())
+    if people:
+        verify.score_people(study, people)
+    return deliver(study)
+
+
+def doubts(keyword: str) -> list[str]:
+    """Why a word may make a bad detector, in sentences.
+
+    Raises:
+        CorpusError: the voices cannot say it.
+    """
+    near = synthesis.vocabulary(keyword, VOICES).near_misses[:3]
+    everyday = {*synthesis.WORDS, *synthesis.NEIGHBOURS}
+    sounds = in_fresh_process(synthesis.sounds_of, keyword, *sorted(everyday))
+    alike = [word for word in sorted(everyday) if sounds[word] == sounds[keyword] and word != keyword]
+    found = []
+    if alike:
+        found.append(f"{keyword!r} sounds like {', '.join(alike)}: who says that says the keyword, too")
+    if keyword in everyday:
+        found.append(f"{keyword!r} is a word of everyday talk: whenever somebody says it, it counts")
+    if len(sounds[keyword]) <= FEW_SOUNDS:
+        found.append(
+            f"{keyword!r} is short ({sounds[keyword]}; near it: {', '.join(near)}), and short words of a synthesizer "
+            "carry over badly to people: take a longer one, or add recordings of people"
+        )
+    return found
+
+
+def deliver(study: Study) -> Path:
+    """Write the folder of a detector that is trained.
+
+    Raises:
+        ExperimentError: its training failed.
+    """
+    for failure in records.failures(paths.reports(study.name)):
+        raise ExperimentError(f"{failure['experiment']} failed: {failure['error']}")
+    record = records.read(records.path(study.name, MADE, 0))
+    model, sidecar = checkpoints.load(study.checkpoint(MADE))
+    folder = paths.home() / "detectors" / paths.slug(study.keyword)
+    compact = study.checkpoint(MADE).with_suffix(".kws").read_bytes()
+    onnx = export.detector(model, ".onnx", {**sidecar, "model": describe(model.config)})
+    paths.write_atomically(folder / f"{folder.name}.kws", compact)
+    paths.write_atomically(folder / f"{folder.name}.onnx", onnx)
+    paths.write_atomically(folder / "card.md", card(study, record, model, len(compact)))
+    return folder
+
+
+def card(study: Study, record: dict, model: nn.Module, n_bytes: int) -> str:
+    """What a maker wants to know of a detector before relying on it, as Markdown."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    look = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    template = Environment(loader=PackageLoader("kwslib.lab", "."), **look).get_template("card.md.j2")
+    speakers, train = study.corpus.clips["speaker"].to_numpy(), study.split.train
+    streams = record["metrics"]["streams"]
+    decision = Decision(**streams["decision"])
+    people = records.people(paths.reports(study.name))
+    return template.render(
+        keyword=study.keyword,
+        file=paths.slug(study.keyword),
+        n_bytes=n_bytes,
+        macs=record["cost"]["macs_per_clip"],
+        voices=len({speaker.partition("_")[0] for speaker in speakers[train] if synthesis.is_voice(speaker)}),
+        recorded=len({speaker for speaker in speakers[train] if not synthesis.is_voice(speaker)}),
+        said=int(study.labels[train].sum()),
+        others=int((study.labels[train] == 0).sum()),
+        points=[point for point in streams["points"] if point["asked_fa_per_h"] in (None, decision.fa_per_h)],
+        confused=confused(study, model),
+        decision=decision,
+        threshold=float(decision.probability(decision.threshold)),
+        people=people,
+        among=people and people["runs"][paths.label(MADE, 0)],
+        doubts=doubts(study.keyword),
+    )
+
+
+def confused(study: Study, model: nn.Module) -> dict[str, float]:
+    """The words most easily taken for the keyword, and the share of their test clips that are, where 1 % of all are."""
+    scores = crnn.score(model, study.logmels[study.split.test])
+    words, other = study.corpus.clips["word"].to_numpy()[study.split.test], study.labels[study.split.test] == 0
+    taken = scores > np.quantile(scores[other], 0.99)
+    shares = {str(word): float(taken[words == word].mean()) for word in np.unique(words[other])}
+    return {word: share for word, share in sorted(shares.items(), key=lambda pair: -pair[1])[:5] if share > 0}
