@@ -10,7 +10,7 @@ import soundfile
 
 from kwslib import audio, paths
 from kwslib.config import SAMPLE_RATE
-from kwslib.data import corpora
+from kwslib.data import corpora, splits, synthesis
 from kwslib.data.corpora import CorpusError
 
 
@@ -282,3 +282,24 @@ def test_two_that_want_the_same_corpus_wait_for_each_other(folder):
         both = list(pool.map(lambda _: corpora.load(str(folder), "go"), range(2)))
     assert both[0].fingerprint == both[1].fingerprint
     assert len(reads) == 72 + 1  # once: the clips and the noise
+
+
+def test_voices_and_recordings_together_are_one_corpus(folder, monkeypatch):
+    """Few people all teach; the voices keep their own rule."""
+    for other in ("stop", "zoom in"):
+        shutil.rmtree(folder / other)
+    for speaker in range(4, 12):
+        for file in (folder / "go").glob(f"s{speaker:02d}_*"):
+            file.unlink()
+    recorded = corpora.load(str(folder), "go")
+    spoken = corpora.load("synthetic", "go", "smoke")
+    both = corpora.load(f"synthetic+{folder}", "go", "smoke")
+    assert len(both.clips) == len(spoken.clips) + 8 and set(both.noise) == set(spoken.noise) | set(recorded.noise)
+    np.testing.assert_array_equal(both.waveforms[-8:], recorded.waveforms)
+    np.testing.assert_array_equal(both.waveforms[:5], spoken.waveforms[:5])
+    parts = splits.load(both, "go", "speaker")
+    assert set(np.flatnonzero(both.clips["speaker"].str.fullmatch("s0[0-3]"))) <= set(parts.train)
+    own = splits.load(spoken, "go", "speaker")
+    np.testing.assert_array_equal(parts.test, own.test)
+    assert paths.study_name(f"synthetic+{folder}", "go", "speaker") == "synthetic-tones-go-speaker"
+    assert both.subset_of_voice("s00") == "train" and recorded.subset_of_voice is synthesis.subset_of

@@ -16,6 +16,8 @@ def test_pieces_that_make_no_sense_are_refused():
         {"keyword_share": 1.0},
         {"part_share": 1.0},
         {"talk_share": 1.0},
+        {"gate_share": -0.1},
+        {"narrow_share": 1.0},
     ):
         with pytest.raises(ValueError, match="two clips or more, some of them keywords"):
             PieceConfig(**wrong)
@@ -82,3 +84,34 @@ def test_a_share_of_the_pieces_is_talk(corpus):
     _, said = pieces.bank(corpus, rows, is_keyword, 200, recipe, WITHOUT_MASKS, "go")
     _, words = pieces.bank(corpus, rows, is_keyword, 200, PieceConfig(3, 0.5, talk_share=0.0), WITHOUT_MASKS, "go")
     assert 0.35 < (said.sum() / words.sum()) < 0.65
+
+
+def test_a_gate_leaves_exact_zeros_and_what_is_loud_with_its_tail():
+    rng = np.random.default_rng(0)
+    samples = rng.normal(0, 1e-3, 16_000)
+    samples[4_800:8_000] += rng.normal(0, 0.1, 3_200)
+    gated = pieces.gated(torch.from_numpy(samples).float(), depth_db=25, hold_s=0.1).numpy()
+    power = [np.mean(samples[start : start + 320] ** 2) for start in range(0, 16_000, 320)]
+    for frame in range(50):  # a plain loop: open when this frame or one of the five before is loud
+        is_open = any(10 * np.log10(power[i] / max(power)) >= -25 for i in range(max(0, frame - 5), frame + 1))
+        mine = gated[frame * 320 : (frame + 1) * 320]
+        np.testing.assert_array_equal(mine, samples[frame * 320 : (frame + 1) * 320].astype(np.float32) * is_open)
+    assert (gated == 0).sum() == 16_000 - 3_200 - 1_600
+
+
+def test_a_telephone_has_nothing_above_its_band_and_leaves_what_is_below():
+    t = np.arange(16_000) / 16_000
+    low, high = np.sin(2 * np.pi * 1_000 * t), np.sin(2 * np.pi * 5_000 * t)
+    narrowed = pieces.narrowed(torch.from_numpy(low + high).float(), 3_400).numpy()
+    np.testing.assert_allclose(narrowed, low, atol=1e-4)
+
+
+def test_pieces_behind_gates_and_telephones_say_what_the_others_say(corpus):
+    rows, is_keyword = np.arange(len(corpus.clips)), corpus.is_keyword("go")
+    plain = PieceConfig(clips=3, keyword_share=0.3, talk_share=0.0, gate_share=0.0, narrow_share=0.0)
+    worse = PieceConfig(clips=3, keyword_share=0.3, talk_share=0.0, gate_share=0.99, narrow_share=0.99)
+    empty = [
+        (pieces.bank(corpus, rows, is_keyword, 20, recipe, WITHOUT_MASKS, "go")[0][:, -5:, 3:] < -20).mean()
+        for recipe in (worse, plain)
+    ]
+    assert empty[0] > 0.9 and empty[1] < 0.01  # the highest bins hold noise, or nothing at all

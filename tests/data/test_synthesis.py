@@ -133,7 +133,7 @@ def test_a_keyword_that_cannot_be_spoken_is_refused():
 
 @pytest.mark.parametrize("keyword", ["你好", "привет", "مرحبا", "ａ", "a+b", "hello, world", "²"])
 def test_a_keyword_that_english_voices_would_spell_is_refused_before_anything_is_made(home, keyword):
-    with pytest.raises(corpora.CorpusError, match="voices speak English .* Latin letters, or record people"):
+    with pytest.raises(ValueError, match="voices speak English .* Latin letters, or record people"):
         corpora.load("synthetic", keyword)
     assert not home.exists()
 
@@ -173,3 +173,33 @@ def test_speakers_are_pairs_of_accent_and_voice():
     assert not any("whisper" in name or "robo" in name.lower() for name in synthesis.speakers(600))
     with pytest.raises(ValueError, match="656 pairs of voice and accent, not 10000"):
         synthesis.speakers(10_000)
+
+
+def test_who_teaches_can_say_the_keyword_several_times_and_more_voices_can_teach():
+    most = SynthesisConfig(takes=3, near_misses=1, other_words=1, subsets=("train",) * 9 + ("val",))
+    voices = synthesis.speakers(80)
+    said = [u for part in synthesis.plan(voices, WORDS, most) for u in part if u.word == "sheila"]
+    for speaker in voices:
+        takes = [u.take for u in said if u.speaker == speaker]
+        assert takes == list(range(3 if synthesis.subset_of(speaker, most) == "train" else most.judged_takes))
+    assert sum(synthesis.subset_of(speaker, most) == "train" for speaker in voices) > 70
+    assert all(map(synthesis.is_voice, voices)) and not synthesis.is_voice("0a7c2a8d")
+
+
+def slow_phrase() -> tuple[int, int]:
+    espeak, voices = synthesis.Espeak(), synthesis.speakers(1)
+    (speaker, voice), slow = *voices.items(), SynthesisConfig(rate_wpm=(80.0, 80.0))
+    espeak.voice(voice)
+    return len(espeak.say("hey computer", 80, 50, 50)), len(
+        synthesis.speak(espeak, voice, synthesis.Utterance(speaker, "hey computer"), slow)
+    )
+
+
+def test_a_phrase_that_takes_longer_than_a_clip_is_said_quicker():
+    slowly, said = in_fresh_process(slow_phrase)
+    assert slowly > 16_000 > said > 12_000
+
+
+def test_words_that_sound_the_same_have_the_same_letters():
+    sounds = in_fresh_process(synthesis.sounds_of, "right", "write", "rite", "left")
+    assert sounds["right"] == sounds["write"] == sounds["rite"] != sounds["left"]

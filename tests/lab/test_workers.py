@@ -5,11 +5,12 @@ import os
 import kills
 import numpy as np
 import pytest
+import torch
 
 from kwslib import config, paths
 from kwslib.config import CRNNConfig
 from kwslib.data import corpora
-from kwslib.data.augment import Augmentation
+from kwslib.data.augment import WITHOUT_MASKS, Augmentation
 from kwslib.lab import reproduce, workers
 from kwslib.lab.run import Experiment
 from kwslib.lab.study import ExperimentError, open_study
@@ -273,6 +274,24 @@ def test_an_ensemble_teaches_with_the_models_of_all_seeds(study, folder):
     assert stable(study, "taught") == of_two and len(study.results().records) == 6
     with pytest.raises(ValueError, match="wants an ensemble but names no teacher"):
         Experiment("x", student=TINY, ensemble=True)
+
+
+def test_teachers_of_different_kinds_teach_by_the_mean_of_what_they_say(study):
+    other = dataclasses.replace(BASELINE, name="other", student=dataclasses.replace(TINY, cell="rnn"))
+    taught = dataclasses.replace(
+        STUDENT, name="taught", teacher=("baseline", "other"), control=None, augmentation=WITHOUT_MASKS
+    )
+    assert taught.needs == ["baseline", "other"]
+    run(study, [BASELINE, other, taught])
+    (said, _) = (dict(np.load(file)) for file in sorted(study.corpus.folder.glob("taught-*.npz")))  # of two seeds
+    heard = torch.from_numpy(np.array(study.bank(WITHOUT_MASKS)[0, :8])).float()
+    means = []
+    for seed in range(2):
+        each = [study.model(name, seed).outputs(heard).logits for name in ("baseline", "other")]
+        means.append((sum(each) / 2).detach().numpy())
+    assert any(np.allclose(said["logits"][0, :8], mean, atol=1e-4) for mean in means)
+    with pytest.raises(ValueError, match="its own control, teacher"):
+        dataclasses.replace(taught, teacher=("baseline", "taught"))
 
 
 def test_scores_of_test_clips_stand_against_the_threshold(study):

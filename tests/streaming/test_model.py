@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from kwslib.config import CRNNConfig
 from kwslib.data import corpora
 from kwslib.data.features import LogMel
+from kwslib.nets import crnn
 from kwslib.nets.crnn import CRNN, keyword_score, step_logits
 from kwslib.nets.rivals import TimeNetConfig, build
 from kwslib.streaming import events, tracks
-from kwslib.streaming.model import StreamingModel, reset_scores
+from kwslib.streaming.model import StreamingModel, carried_scores, reset_scores
 from kwslib.training.prune import Prune
 from kwslib.training.quantize import PRECISIONS, WeightInt
 
@@ -215,3 +216,18 @@ def test_bad_sizes_are_named():
         StreamingModel(net(kernel_size=(5, 6)))
     with pytest.raises(ValueError, match="max_window_length"):
         StreamingModel(net(), max_window_length=0)
+
+
+@torch.no_grad()
+def test_a_model_for_streams_scores_a_clip_by_the_highest_score_on_its_way():
+    for config in (TimeNetConfig(), CRNNConfig(2, hidden_size=6)):
+        torch.manual_seed(0)
+        model = build(config).eval()
+        samples = torch.randn(5, 16_000) * 0.1
+        logmels = LogMel()(samples).numpy()
+        streaming = StreamingModel(model)
+        by_hand = [carried_scores(streaming, clip.numpy())[1].max() for clip in samples]
+        at_the_end = crnn.score(model, logmels)
+        model.on_streams = True
+        np.testing.assert_allclose(crnn.score(model, logmels), by_hand, atol=1e-4)
+        assert (crnn.score(model, logmels) >= at_the_end - 1e-4).all()

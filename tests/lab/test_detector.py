@@ -1,0 +1,80 @@
+"""From a word to a detector: its recipe, its doubts, its folder and its card."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import tone
+
+from kwslib import paths
+from kwslib.cli import main
+from kwslib.config import SAMPLE_RATE
+from kwslib.data import synthesis
+from kwslib.lab import detector
+from kwslib.nets import crnn
+from kwslib.training import checkpoints
+
+
+def test_words_that_make_bad_detectors_are_doubted():
+    assert detector.doubts("jarvis") == []
+    (short,) = [said for said in detector.doubts("cat") if "short" in said]
+    assert "take a longer one" in short
+    assert any("sounds like" in said and "write" in said for said in detector.doubts("right"))
+    assert any("everyday talk" in said for said in detector.doubts("happy"))
+    with pytest.raises(ValueError, match="cannot speak the keyword"):
+        detector.doubts("привет")
+
+
+def test_those_who_judge_do_not_teach():
+    voices = synthesis.speakers(600)
+    parts = {
+        part: {v.partition("_")[0] for v in voices if synthesis.subset_of(v, detector.VOICES) == part}
+        for part in ("train", "val", "test")
+    }
+    assert not (parts["train"] & parts["test"] or parts["train"] & parts["val"] or parts["val"] & parts["test"])
+    assert len(parts["train"]) > 60 and min(map(len, parts.values())) >= 8
+
+
+@pytest.mark.slow
+def test_a_word_and_a_folder_of_recordings_become_a_detector_with_its_card(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for root, speakers in (("mine", ("me", "you")), ("others", ("a", "b", "c"))):
+        for word, frequency in (("jarvis", 500.0), ("table", 900.0)):
+            (tmp_path / root / word).mkdir(parents=True)
+            for speaker in speakers:
+                file = tmp_path / root / word / f"{speaker}_0.wav"
+                soundfile.write(file, tone(frequency, rng), SAMPLE_RATE)
+    folders = ["--recordings", str(tmp_path / "mine"), "--people", str(tmp_path / "others"), "--profile", "smoke"]
+    assert main(["make", "jarvis", *folders]) == 0
+    said = capsys.readouterr().out
+    made = paths.home() / "detectors" / "jarvis"
+    assert {"card.md", "jarvis.kws", "jarvis.onnx"} <= {file.name for file in made.iterdir()}
+    card = (made / "card.md").read_text()
+    assert card in said and str(tmp_path) not in card
+    assert "and 2 people" in card and '3 recordings of "jarvis" and 3 of other words' in card
+
+    study = detector.study_of("jarvis", str(tmp_path / "mine"), "smoke")
+    record = json.loads((paths.reports(study.name) / "records" / "detector-seed0.json").read_text())
+    ordinary = record["metrics"]["streams"]["points"][0]
+    assert f"{ordinary['found']} of {ordinary['keywords']} | {ordinary['false_alarms']} in" in card
+    model, sidecar = checkpoints.load(made / "jarvis.kws")
+    assert sidecar["keyword"] == "jarvis" and sidecar["decision"] and model.on_streams
+
+    test = study.split.test  # a plain loop over what it takes for the keyword
+    scores, words = crnn.score(model, study.logmels[test]), study.corpus.clips["word"].to_numpy()[test]
+    threshold = np.quantile([score for score, word in zip(scores, words, strict=True) if word != "jarvis"], 0.99)
+    for word, share in detector.confused(study, model).items():
+        taken = [score > threshold for score, its_word in zip(scores, words, strict=True) if its_word == word]
+        assert word != "jarvis" and share == sum(taken) / len(taken) > 0
+
+    monkey = (made / "jarvis.kws").stat().st_mtime_ns
+    assert main(["make", "jarvis", *folders]) == 0  # goes on: nothing is trained again
+    assert (made / "jarvis.kws").stat().st_mtime_ns > monkey
+
+
+def test_a_word_nobody_can_say_and_a_folder_that_is_not_there_get_a_sentence(capsys):
+    assert main(["make", "привет"]) == 2
+    assert "Latin letters" in capsys.readouterr().err
+    assert main(["make", "jarvis", "--recordings", "/nowhere/at/all"]) == 2
+    assert "no corpus at /nowhere/at/all" in capsys.readouterr().err
