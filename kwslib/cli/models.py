@@ -78,4 +78,4 @@ def kws_models(options: argparse.Namespace) -> None:
         for row in (row for row in rows if row["study"] == study):
             name = f"{row['keyword']}, {row['purpose']}"
             print(f"  {name:<18} {Path(row['file']).name:<30} {row['bytes']:>6,} bytes  {row['command']}")
-            print(f"  {'':<18} finds {row['found']}, false alarms {row['false_alarms']}")
+            print(f"  {'':<18} finds {row['found']}, false alarms: {row['false_alarms']}")

@@ -192,10 +192,10 @@ def recommended(found: list[dict], summary: pd.DataFrame, points: pd.DataFrame) 
 
 
 def finds(record: dict) -> tuple[str, str]:
-    """What a run finds in the test part, and at the cost of what: on streams where it has a decision, else in clips.
+    """What a run finds in the test part, and at which false alarms: on streams where it has a decision, else in clips.
 
     >>> finds({"metrics": {"curve": {"fa": [0.0, 0.005, 0.02], "fr": [0.2, 0.01, 0.0]}}})
-    ('95.0 %', 'at 1 % of other words')
+    ('95.0 %', '1 % of other words')
     """
     for point in record["metrics"].get("streams", {}).get("points", ()):
         if point["state"] == "carried" and pd.notna(point["asked_fa_per_h"]) and pd.notna(point["miss_rate"]):
@@ -204,7 +204,7 @@ def finds(record: dict) -> tuple[str, str]:
     curve = record["metrics"].get("curve", {"fa": [], "fr": []})
     all_missed = max(curve["fr"], default=0)  # where nothing is accepted yet: the share of keywords
     missed = [fr for fa, fr in zip(curve["fa"], curve["fr"], strict=False) if fa <= 0.01 * (1 - all_missed)]
-    return (f"{percent(1 - min(missed) / all_missed)} %", "at 1 % of other words") if all_missed else ("–", "–")
+    return (f"{percent(1 - min(missed) / all_missed)} %", "1 % of other words") if all_missed else ("–", "–")
 
 
 def say_streams(points: pd.DataFrame, summary: pd.DataFrame, speed_up: float = 10) -> str:
