@@ -197,10 +197,12 @@ def finds(record: dict) -> tuple[str, str]:
     >>> finds({"metrics": {"curve": {"fa": [0.0, 0.005, 0.02], "fr": [0.2, 0.01, 0.0]}}})
     ('95.0 %', '1 % of other words')
     """
-    for point in record["metrics"].get("streams", {}).get("points", ()):
+    points = record["metrics"].get("streams", {}).get("points", ())
+    alarms = [f"{point['fa_per_h']:.2f} (≤ {point['most_fa_per_h']:.1f})" for point in points]
+    talk = [f", in talk {said}" for point, said in zip(points, alarms, strict=True) if point["stream"] == "sentences"]
+    for point, said in zip(points, alarms, strict=True):
         if point["state"] == "carried" and pd.notna(point["asked_fa_per_h"]) and pd.notna(point["miss_rate"]):
-            alarms = f"{point['fa_per_h']:.2f} per hour (≤ {point['most_fa_per_h']:.1f})"
-            return f"{percent(1 - point['miss_rate'])} %", alarms
+            return f"{percent(1 - point['miss_rate'])} %", f"{said} per hour{''.join(talk[:1])}"
     curve = record["metrics"].get("curve", {"fa": [], "fr": []})
     all_missed = max(curve["fr"], default=0)  # where nothing is accepted yet: the share of keywords
     missed = [fr for fa, fr in zip(curve["fa"], curve["fr"], strict=False) if fa <= 0.01 * (1 - all_missed)]

@@ -98,7 +98,7 @@ def test_the_published_list_is_what_records_say_and_its_files_are_there():
 
 
 def test_what_a_run_finds():
-    assert tables.finds(run("a", 0, 1e-5, 9, 9, (0.1, 0.3))) == ("95.0 %", "1.00 per hour (≤ 4.7)")
+    assert tables.finds(run("a", 0, 1e-5, 9, 9, (0.1, 0.3))) == ("95.0 %", "1.00 (≤ 4.7) per hour")
     assert tables.finds(record("a", 0, 1e-5)) == ("–", "–")  # early records have no curve
 
 
