@@ -75,7 +75,7 @@ sweep: $(READY)  ## search for small models [TRIALS=40] [MAX_MACS=93000] [TEACHE
 	@$(BIN)/kws sweep $(STUDY) --profile "$(PROFILE)" --trials "$(TRIALS)" --max-macs "$(MAX_MACS)" \
 	  --teacher "$(TEACHER)" --storage "$(STORAGE)"
 
-publish: $(READY)  ## copy a study to reports/reference and checkpoints/reference, and its table to the README
+publish: $(READY)  ## copy a study to reports/reference and checkpoints/reference, and its tables to README.md and docs/results.md
 	@$(BIN)/kws publish "$$($(BIN)/kws name $(STUDY))"
 
 test: $(READY)  ## all tests, with a smoke run of the whole chain (quick ones only: make test ARGS="-m 'not slow'")

@@ -12,7 +12,7 @@ import torch
 import torchaudio
 
 from kwslib import audio, metrics
-from kwslib.cli import detectors, main
+from kwslib.cli import detectors, main, models
 from kwslib.config import CRNNConfig
 from kwslib.data import corpora, features
 from kwslib.lab import workers
@@ -180,6 +180,38 @@ def test_export_to_each_format(trained, tmp_path, capsys):
     assert (tmp_path / "d.kws").read_bytes() == checkpoint.with_suffix(".kws").read_bytes()
     costs = [run(capsys, "cost", "--checkpoint", file, "--json") for file in (checkpoint, tmp_path / "d.kws")]
     assert costs[0] == costs[1]
+
+
+def test_without_a_checkpoint_the_recommended_one_is_taken(tmp_path, capsys, monkeypatch):
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 16_000), 16_000)
+    rows = {(row["keyword"], row["purpose"]): row for row in json.loads(run(capsys, "models", "--json"))}
+    for options, row in (
+        (["score", tmp_path / "a.wav"], rows["happy", "clips"]),
+        (["stream", "--wav", tmp_path / "a.wav"], rows["happy", "stream"]),
+        (["export", "--out", tmp_path / "a.kws"], rows["happy", "smallest"]),
+        (["cost", "--keyword", "sheila"], rows["sheila", "stream"]),
+    ):
+        assert main([*map(str, options), "--json"]) == 0
+        said = capsys.readouterr()
+        assert f"taken: {row['file'].rpartition('/')[2]} of {row['study']}, recommended for" in said.err
+        named = ["--checkpoint", row["file"], *[o for o in options if o not in ("--keyword", "sheila")]]
+        assert said.out == run(capsys, options[0], *named[:2], *named[3:], "--json")
+    assert (tmp_path / "a.kws").stat().st_size == rows["happy", "smallest"]["bytes"]
+    assert main(["cost", "--keyword", "jarvis"]) == 2
+    assert "no published model for 'jarvis', only for happy, sheila: name a file" in capsys.readouterr().err
+    assert main(["cost", "--keyword", "happy", "--checkpoint", "a.pt"]) == 2
+    assert "give one of them" in capsys.readouterr().err
+    monkeypatch.setattr(models, "HOME", tmp_path)
+    assert main(["cost"]) == 2 and "--checkpoint is needed" in capsys.readouterr().err
+    assert main(["models"]) == 2 and "they come with the repository" in capsys.readouterr().err
+
+
+def test_models_are_listed_for_people(capsys):
+    text = run(capsys, "models")
+    assert text.startswith("speech_commands_part-happy-speaker: each file chosen on val")  # people first
+    for purpose in ("clips", "stream", "smallest"):
+        assert f"  happy, {purpose} " in text and f"  sheila, {purpose} " in text
+    assert ".venv/bin/kws stream --keyword happy --mic" in text and "per hour" in text
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def test_it_ends_with_the_table_and_the_page(reproduced):
     home, done = reproduced
     folder = home / "reports" / STUDY
     assert done.stdout.strip().endswith(str(folder / "index.html"))
-    assert "a1-kd" in done.stdout
+    assert "a1-kd" in done.stdout and "Its figures mean nothing." in done.stdout
     results = pd.read_csv(folder / "results.csv")
     assert len(results) == len(list((folder / "records").glob("*.json"))) == 124
     assert results["macs_per_clip"].max() == 932_224
@@ -48,6 +48,7 @@ def test_it_ends_with_the_table_and_the_page(reproduced):
     assert not list((folder / "notebooks").glob("unfinished_*"))
     shown = (folder / "index.html").read_text()
     assert shown.count("<img") >= 6 and 'src="http' not in shown
+    assert "Its figures mean nothing." in shown and "Which one should I take?" in shown
     for figure in (
         "metric-macs",
         "metric-memory",

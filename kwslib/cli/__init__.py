@@ -4,7 +4,8 @@ Here stands what can be typed. What a command does stands in a file that is impo
 waits for what another one needs:
 
 ``sounds``     commands that need no model
-``detectors``  those that read one
+``models``     the published ones to take
+``detectors``  commands that read one
 ``studies``    those that run and show studies
 """
 
@@ -56,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     def of_a_model(name: str, text: str) -> argparse.ArgumentParser:
         added = command(name, "detectors", text)
         which = "a .pt or .kws file of this project, or a plain state dict with the names of the reports"
-        added.add_argument("--checkpoint", type=_path, required=True, metavar="P", help=which)
+        added.add_argument("--checkpoint", type=_path, metavar="P", help=f"{which} (default: the recommended one)")
+        if name != "evaluate":
+            added.add_argument("--keyword", metavar="W", help="whose recommended model to take, see kws models")
         if name != "stream":  # published models were trained on frames that look ahead
             added.add_argument("--mel-stride", type=int, metavar="N", help="of a plain state dict, where ambiguous")
             added.add_argument("--frame-stride", type=int, default=8, metavar="N", help="of a plain state dict (8)")
@@ -71,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     on.add_argument("--negatives", type=_path, metavar="FOLDER",
                     help="long recordings without the keyword: false alarms per hour")  # fmt: skip
     evaluate.add_argument("--cut", type=_path, metavar="DIR", help="write two seconds around each false alarm there")
-    evaluate.add_argument("--keyword", metavar="W", help="the word to detect (default: the one it was trained for)")
+    evaluate.add_argument("--keyword", metavar="W", help="the word to detect (default: that of the model)")
     evaluate.add_argument("--threshold", type=float, help="logit to decide at (default: the checkpoint's)")
     evaluate.add_argument("--stream", type=_path, metavar="SPEC",
                           help="count on a stream made of all clips, as data_splits/streams/*.json say")  # fmt: skip
@@ -89,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", type=_path, required=True, metavar="F",
                         help=".onnx (ONNX Runtime), .ts (TorchScript) or .kws (compact)")  # fmt: skip
 
+    models = command("models", "models", "the recommended models: for what, file, bytes, what they find, a command")
     corpus = command("corpus", "sounds", "what a corpus holds, and which files were left out")
     corpus.add_argument("corpus", metavar="CORPUS", help="a folder <root>/<word>/*.wav, or a known name")
     corpus.add_argument("--keyword", help="of the synthetic corpus (default sheila)")
@@ -130,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
         ("publish", "copy a study to reports/reference and checkpoints/reference"),
     ):
         command(known, "studies", text).add_argument("study", help="for example synthetic-sheila-speaker")
-    for which in (score, price, evaluate, stream, export, corpus, devices, verify):
+    for which in (score, price, evaluate, stream, export, models, corpus, devices, verify):
         which.add_argument("--json", action="store_true", help="print JSON for programs")
     return parser
 

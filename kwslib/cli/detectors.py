@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from kwslib import audio, metrics, paths
-from kwslib.cli import show
+from kwslib.cli import models, show
 from kwslib.cli.sounds import load_corpus
 from kwslib.config import FeatureConfig, describe
 from kwslib.data import corpora, features
@@ -26,6 +26,7 @@ from kwslib.training import checkpoints, compact
 
 def _open_checkpoint(options: argparse.Namespace) -> tuple:
     """Model, its front end, and what else is known: of a published state dict, nothing."""
+    options.checkpoint = models.take(options)
     is_compact = options.checkpoint.suffix == compact.SUFFIX
     if options.command == "stream" or is_compact or checkpoints.is_described(options.checkpoint):
         model, sidecar = checkpoints.load(options.checkpoint)

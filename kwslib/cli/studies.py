@@ -107,10 +107,12 @@ def kws_table(options: argparse.Namespace) -> None:
     """The results of a study."""
     from kwslib.results import records, tables
 
-    people = records.people(paths.reports(options.study))
-    table = tables.display_table(records.summary(records.load(options.study), people=people))
-    columns = ["AU-FA-FR ×1e5 ↓", "95 % interval", tables.PEOPLE, "speed-up ↑", "compression ↑"]
+    people, found = records.people(paths.reports(options.study)), records.load(options.study)
+    table = tables.display_table(records.summary(found, people=people))
+    columns = ["AU-FA-FR ×1e5 ↓", "95 % interval", tables.PEOPLE, "fewer MACs ↑", "compression ↑"]
     print(table[[column for column in columns if column in table]].to_string().replace("**", "  "))
+    if found[0]["profile"] == "smoke":
+        print(f"\n{tables.SMOKE}")
     for failure in records.failures(paths.reports(options.study)):
         print(f"FAILED  {failure['experiment']}, seed {failure['seed']}: {failure['error']}")
     print(f"\nReport: {paths.reports(options.study) / 'index.html'}")

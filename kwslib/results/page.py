@@ -1,4 +1,4 @@
-"""The HTML report of a study and the tables of the README, made from records and nothing else.
+"""The HTML report of a study and the tables of README and ``docs/results.md``, made from records and nothing else.
 
 One self-contained page: figures inside, no scripts, readable on a phone.
 """
@@ -23,6 +23,13 @@ PAGE = {  # what the page takes from the first record, besides what tables do
     "run": dict.fromkeys(("python", "torch", "torchaudio", "numpy", "system", "cores", "device"), str | int),
 }
 APPENDICES = {"augmentation_and_transfer": "appendix", "distillation_grid": "grid"}  # notebook -> variant of the study
+FILLED = ("README.md", "docs/results.md")  # pages between whose marks ``fill_readme`` writes
+COMPACT_BYTES = 20_000  # a larger compact file is not published: the torch file beside it has as much
+FOR = {
+    "clips": ("Short recordings", "score", "FILE.wav"),
+    "stream": ("A microphone", "stream", "--mic"),
+    "smallest": ("The fewest bytes", "export", "--out detector.onnx"),
+}  # purpose -> for people, and the command to begin with
 NOTEBOOKS = ("01_split_and_baseline", "02_streaming", "03_kd", "04_attention_kd", "05_quant_fp16", "06_plots")
 
 
@@ -48,6 +55,7 @@ def render(study: str, folder: Path, still: str = "") -> str:
     records.require(found[0], PAGE, f"the first record of {study}")
     people = records.people(folder)
     summary, points = records.summary(found, people=people), records.stream_points(found)
+    clips = _of_clips(summary, points)
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     look = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True}
@@ -56,6 +64,12 @@ def render(study: str, folder: Path, still: str = "") -> str:
     said, executed = [], lambda name: folder / "notebooks" / f"{name}.html"
     if not points.empty:
         said = [tables.say_streams(points, summary), tables.say_hours(points, found[0]["data"]["split"])]
+    small = points[points["experiment"].isin(summary.index[summary["speed_up"] >= 10])] if len(points) else points
+    answers = [tables.say_combination(clips), tables.say_compared(clips)]
+    if len(small):
+        answers.insert(1, f"On streams: {tables.say_streams(small, summary)}")
+    published_one = folder.parent.name == "reference"
+    home = f"checkpoints/{'reference/' if published_one else ''}{study}"
     return template.render(
         study=study,
         still=still,
@@ -64,18 +78,19 @@ def render(study: str, folder: Path, still: str = "") -> str:
         n_seeds=int(summary["seeds"].max()),
         table=_html(tables.display_table(summary)),
         people=_of_people(summary, people),
-        front=_html(tables.display_table(tables.front(summary))),
+        front=_html(_narrow(tables.display_table(tables.front(clips)))),
         judges=_judges(found[0]),
-        sentences=[
-            tables.say_smallest(summary),
-            tables.say_combination(summary),
-            tables.say_power(records.clear_ratios(found, summary)),
-        ],
-        streams=None if points.empty else _html(tables.stream_table(points)),
+        smoke=tables.SMOKE if found[0]["profile"] == "smoke" else "",
+        answers=answers,
+        take=models(tables.recommended(found, summary, points), summary),
+        home=home,
+        way_home="../../" + "../" * published_one + home,
+        sentences=[tables.say_smallest(clips), tables.say_power(records.clear_ratios(found, clips))],
+        streams=[] if points.empty else [_html(table) for table in _carried_and_all(points)],
         stream_sentences=said,
         published=_html(_rounded(published.beside(summary))),
         summary=summary,
-        findings=tables.findings(summary),
+        findings=tables.findings(clips),
         bar=published.BAR,
         figures={name: f"data:image/svg+xml;base64,{content}" for name, content in svgs.items()},
         notebooks=[name for name in (*NOTEBOOKS, *APPENDICES) if name == NOTEBOOKS[-1] or executed(name).exists()],
@@ -85,6 +100,33 @@ def render(study: str, folder: Path, still: str = "") -> str:
         area=tables.area,
         times=tables.times,
     )
+
+
+def _of_clips(summary: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
+    """Without the models that have a decision made on streams: those are judged on streams alone. All, if all have."""
+    others = summary.drop(index=set(points["experiment"])) if len(points) else summary
+    return others if len(others) else summary
+
+
+def models(chosen: dict[str, dict], summary: pd.DataFrame) -> list[dict]:
+    """What people read about models to take, in the order of ``chosen``: purpose -> record."""
+    rows = []
+    for purpose, record in chosen.items():
+        file, cost = published_file(record), record["cost"]
+        n_bytes = cost["compact_bytes"] if file.endswith(".kws") else cost["state_dict_bytes"]
+        row = {"purpose": purpose, "experiment": record["experiment"], "file": file, "kb": f"{n_bytes / 1e3:.1f} kB"}
+        row |= dict(zip(("title", "command", "last"), FOR.get(purpose, ("", "", "")), strict=True))
+        row |= dict(zip(("found", "at"), tables.finds(record), strict=True))
+        row |= {"macs": cost["macs_per_clip"], "fewer": tables.times(summary["speed_up"][record["experiment"]])}
+        rows.append(row)
+    return rows
+
+
+def published_file(record: dict) -> str:
+    """The name of the file of a run that is published for taking: the compact one where it is small."""
+    size = record["cost"].get("compact_bytes")
+    compact = pd.notna(size) and size <= COMPACT_BYTES
+    return f"{paths.label(record['experiment'], record['seed'])}.{'kws' if compact else 'pt'}"
 
 
 def _of_people(summary: pd.DataFrame, people: dict | None) -> str:
@@ -111,7 +153,7 @@ def _rounded(table: pd.DataFrame) -> pd.DataFrame:
     out = table.copy()
     for column in out.columns[2:]:
         out[column] = out[column].map(tables.area if column.startswith("AU") else tables.times)
-    return out.rename(columns=lambda c: c.replace("AU-FA-FR", "AU-FA-FR ×1e5").replace("_", "-"))
+    return out.rename(columns=lambda c: c.replace("AU-FA-FR", "AU-FA-FR ×1e5").replace("speed_up", "fewer MACs"))
 
 
 def _html(table: pd.DataFrame) -> str:
@@ -124,54 +166,96 @@ def _judges(record: dict) -> str:
     return tables.say_judges(record["data"]["corpus"], record["data"]["split"], *counts)
 
 
-README_COLUMNS = ["AU-FA-FR ×1e5 ↓", "95 % interval", tables.PEOPLE, "ratio to baseline ↓", "MACs per clip ↓",
-                  "speed-up ↑", "size, kB ↓", "compression ↑", "compact file, kB ↓",
+NARROW = ["AU-FA-FR ×1e5 ↓", "95 % interval", tables.PEOPLE, "ratio to baseline ↓", "MACs per clip ↓",
+                  "fewer MACs ↑", "size, kB ↓", "compression ↑", "compact file, kB ↓",
                   "compression, compact ↑"]  # fmt: skip
 
 
+def _narrow(table: pd.DataFrame) -> pd.DataFrame:
+    """The columns that fit on a page; that of people only where there are any."""
+    return table[[column for column in NARROW if column in table]]
+
+
+def model_table(study: str, reference: Path) -> str:
+    """The baseline and the models to take of a published study, as the README shows them."""
+    found = records.load_folder(reference / study / "records")
+    summary, points = records.summary(found), records.stream_points(found)
+    baseline = min((r for r in found if r["experiment"] == "baseline"), key=lambda r: r["metrics"]["au_fa_fr_val"])
+    rows = [
+        {
+            "for": row["title"] or "the net of the reports, to compare",
+            "model": row["experiment"],
+            "MACs per clip ↓": f"{row['macs']:,}",
+            "fewer MACs ↑": row["fewer"],
+            "file ↓": row["kb"],
+            "finds ↑": row["found"],
+            "false alarms ↓": row["at"],
+        }
+        for row in models({"": baseline, **tables.recommended(found, summary, points)}, summary)
+    ]
+    return tables.markdown(pd.DataFrame(rows).set_index("for"))
+
+
+def _carried_and_all(points: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The table of streams without those on which the state is reset, and with them."""
+    table = tables.stream_table(points)
+    return table[[column for column in table if ", reset" not in column]], table
+
+
 def readme_results(study: str, reference: Path) -> str:
-    """The results of a published study as the README shows them: sentences and the front of the table."""
+    """The results of a published study as ``docs/results.md`` shows them: sentences and the front of the table."""
     found = records.load_folder(reference / study / "records")
     people = records.people(reference / study)
     summary, first = records.summary(found, people=people), found[0]
-    metrics = first["metrics"]
-    said = summary.apply(tables.verdict, axis=1)
+    metrics, points = first["metrics"], records.stream_points(found)
+    clips = _of_clips(summary, points)
+    said = clips.apply(tables.verdict, axis=1)
     said = said[said.isin(tables.CLEAR)]
     clear = [f"{name} ({word} than {summary.loc[name, 'control']})" for name, word in said.items()]
     sentences = (
         f"{_judges(first)} Study `{study}`, keyword `{first['keyword']}`, mean of {int(summary.seeds.max())} seeds, "
         f"interval over {metrics.get('interval_over', 'speakers')} and seeds. "
-        f"Differences from the control beyond their interval: {', '.join(clear) or 'none'}. "
-        f"{tables.say_power(records.clear_ratios(found, summary))} "
-        f"{tables.say_smallest(summary)} {tables.say_combination(summary)}"
+        f"Clip models that differ from their control beyond their interval: {', '.join(clear) or 'none'}. "
+        f"{tables.say_power(records.clear_ratios(found, clips))} "
+        f"{tables.say_smallest(clips)} {tables.say_combination(clips)}"
     )
-    which = "The baseline and the experiments that no other one beats in both quality and MACs, or quality and bytes:"
-    front = tables.display_table(tables.front(summary))
-    shown = front[[column for column in README_COLUMNS if column in front]]  # that of people only where there are any
-    parts = [sentences, which, tables.markdown(shown), *filter(None, [_of_people(summary, people)])]
-    points = records.stream_points(found)
+    which = "The baseline and the clip models that no other one beats in both quality and MACs, or quality and bytes:"
+    front = _narrow(tables.display_table(tables.front(clips)))
+    parts = [sentences, which, tables.markdown(front), *filter(None, [_of_people(summary, people)])]
     if len(points):
-        table = tables.stream_table(points)
-        parts += [
-            f"On streams: {tables.say_streams(points, summary)} {tables.say_hours(points, first['data']['split'])}"
-        ]
-        parts += [tables.markdown(table[[column for column in table if ", reset" not in column]])]
+        said = f"{tables.say_streams(points, summary)} {tables.say_hours(points, first['data']['split'])}"
+        parts += [f"On streams: {said}", tables.markdown(_carried_and_all(points)[0])]
     return "\n\n".join(parts)
 
 
 def fill_readme(text: str, reference: Path) -> str:
-    """The README with the results between its ``<!-- results: STUDY -->`` marks made anew.
+    """A page with what stands between its marks ``<!-- results: STUDY -->`` and ``<!-- models: STUDY -->`` made anew.
 
     Args:
         reference: the folder of the published studies; a study that is not there keeps its text.
     """
+    writers = {"results": readme_results, "models": model_table}
 
     def fresh(match: re.Match) -> str:
-        if not (reference / match[2]).exists():
+        if not (reference / match[3]).exists():
             return match[0]
-        return f"{match[1]}\n\n{readme_results(match[2], reference)}\n\n{match[3]}"
+        return f"{match[1]}\n\n{writers[match[2]](match[3], reference)}\n\n{match[4]}"
 
-    return re.sub(r"(<!-- results: (\S+) -->).*?(<!-- end -->)", fresh, text, flags=re.DOTALL)
+    return re.sub(r"(<!-- (results|models): (\S+) -->).*?(<!-- end -->)", fresh, text, flags=re.DOTALL)
+
+
+def recommend(reference: Path) -> dict[str, dict[str, str]]:
+    """What ``checkpoints/reference/recommended.json`` says: study -> purpose -> file, below ``checkpoints/reference``.
+
+    Args:
+        reference: the folder of the published studies.
+    """
+    files = {}
+    for folder in sorted(found.parent for found in reference.glob("*/records")):
+        found = records.load_folder(folder / "records")
+        chosen = tables.recommended(found, records.summary(found), records.stream_points(found))
+        files[folder.name] = {why: f"{folder.name}/{published_file(record)}" for why, record in chosen.items()}
+    return files
 
 
 def notebook_html(executed: Path) -> Path:
@@ -187,7 +271,7 @@ def notebook_html(executed: Path) -> Path:
 
 
 def publish(study: str) -> None:
-    """Copy a study to ``reports/reference/`` and ``checkpoints/reference/`` and fill in the README.
+    """Copy a study to ``reports/reference/`` and ``checkpoints/reference/`` and fill in README and results.
 
     Audio players are removed from the notebooks: recordings belong to their corpus.
     """
@@ -229,13 +313,15 @@ def publish(study: str) -> None:
         notebook_html(copy)
     paths.write_atomically(target / "index.html", render(study, target))
     shutil.copytree(paths.checkpoints(study), paths.checkpoints(f"reference/{study}"), ignore=_left_at_home)
-    readme = paths.ROOT / "README.md"
-    paths.write_atomically(readme, fill_readme(readme.read_text(), paths.reports("reference")))
+    reference = paths.reports("reference")
+    paths.write_json(paths.checkpoints("reference") / "recommended.json", recommend(reference))
+    for filled in (paths.ROOT / name for name in FILLED):
+        paths.write_atomically(filled, fill_readme(filled.read_text(), reference))
 
 
 def _left_at_home(folder: str, names: list[str]) -> set[str]:
     """What is not published of checkpoints: unfinished ones, and large compact files, whose torch file has as much."""
-    large = {name for name in names if name.endswith(".kws") and (Path(folder) / name).stat().st_size > 20_000}
+    large = {name for name in names if name.endswith(".kws") and (Path(folder) / name).stat().st_size > COMPACT_BYTES}
     return large | {name for name in names if name.endswith((".resume", ".tmp"))}
 
 

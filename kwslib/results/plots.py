@@ -310,12 +310,14 @@ def stream_track(
     curves: dict[str, tuple[np.ndarray, np.ndarray]],
     keywords_s: Sequence[tuple[float, float]],
     threshold: float,
+    events_s: Sequence[float] = (),
 ) -> Figure:
     """A track with the score over it: waveform above, probability of the keyword below.
 
     Args:
         curves: name -> (times in seconds, probabilities).
         keywords_s: (start, end) of every keyword clip, shaded.
+        events_s: when it was detected, marked above.
     """
     figure, axes = _figure(2, 1, size=(9.0, 4.2), sharex=True, height_ratios=(1, 2))
     wave, ax = axes[:, 0]
@@ -328,6 +330,8 @@ def stream_track(
         for start, end in keywords_s:
             plot.axvspan(start, end, color="#3a8f5c", alpha=0.18, lw=0)
     ax.axhline(threshold, color="#b03030", ls="--", lw=1)
+    if len(events_s):
+        ax.plot(events_s, [1.0] * len(events_s), "v", color="#b03030", ms=9, label="detected", zorder=3)
     ax.set(xlabel="s (shaded: the keyword clip)", ylabel="P(keyword)", ylim=(-0.03, 1.03))
     ax.legend(frameon=False, fontsize=8, loc="upper right")
     return figure

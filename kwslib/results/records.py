@@ -47,6 +47,7 @@ FORM = {
         "n_other": int,
         "bootstrap": [MEASURED],
         "streams?": {"points": [POINT]},
+        "curve?": {"fa": [NUMBER], "fr": [NUMBER]},
     },
     "cost": {
         **dict.fromkeys(("params", "macs_per_clip", "state_dict_bytes", "weights_bytes"), int),

@@ -43,7 +43,7 @@ def people(study, folder, tmp_path):
     return root
 
 
-def test_every_model_is_scored_on_those_it_was_not_trained_on(study, people):
+def test_every_model_is_scored_on_those_it_was_not_trained_on(study, people, capsys):
     found = verify.score_people(study, str(people))
     assert found == records.people(paths.reports(study.name)) and set(found["runs"]) == {
         "baseline-seed0",
@@ -72,6 +72,8 @@ def test_every_model_is_scored_on_those_it_was_not_trained_on(study, people):
     assert summary.loc["baseline", "people_miss"] == pytest.approx(np.mean(misses))
     shown = page.write(study.name).read_text()
     assert tables.PEOPLE in shown and "6 recordings of go and 12 of other words in some-people, by 6 speakers" in shown
+    assert shown.count(tables.SMOKE) == 2 and main(["table", study.name]) == 0
+    assert tables.SMOKE in capsys.readouterr().out
 
 
 def test_what_was_scored_is_not_scored_again(study, people):
