@@ -36,7 +36,7 @@ OFFERED = {
     "nets.losses": "AttentionKL Labels LayerwiseMSE SoftTargets",
     "nets.rivals": "BCResNetConfig SeparableConfig TimeNetConfig",
     "training.loop": "Training",
-    "training.quantize": "PRECISIONS DynamicInt8 Half WeightInt",
+    "training.quantize": "PRECISIONS DynamicInt8 Fold Half WeightInt",
     "training.tune": "QAT StreamTune Tune",
     "training.prune": "Prune",
     "streaming.tracks": "StreamSpec",

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 
 SAMPLE_RATE = 16_000  # Hz, the only rate inside this package
@@ -28,6 +29,38 @@ class FeatureConfig:
     def __post_init__(self):
         if self.framing not in ("causal", "centered"):
             raise ValueError(f"framing must be 'causal' or 'centered', not {self.framing!r}")
+
+    @property
+    def frames_per_clip(self) -> int:
+        """Of one second: 101."""
+        return CLIP_SAMPLES // self.hop_length + 1
+
+    @property
+    def macs_per_frame(self) -> int:
+        """Multiply-accumulates of one log-mel frame; a complex one is 4.
+
+        The window; a real Fourier transform, as a complex one of half the size by mixed radix, n (p - 1) complex MACs
+        for each prime factor p, and 2 more for each frequency to take both halves apart; the power; the mel filters,
+        each over the frequencies inside it; one for each logarithm.
+
+        >>> FeatureConfig().macs_per_frame
+        11636
+        """
+        half, n_bins = self.n_fft // 2, self.n_fft // 2 + 1
+        fourier = 4 * half * sum(p - 1 for p in _prime_factors(half)) + 8 * n_bins
+        highest_mel, hz = 2595 * math.log10(1 + SAMPLE_RATE / 2 / 700), SAMPLE_RATE / self.n_fft
+        edges = [700 * (10 ** (highest_mel * i / (self.n_mels + 1) / 2595) - 1) / hz for i in range(self.n_mels + 2)]
+        inside = sum(math.ceil(high) - 1 - math.floor(low) for low, high in zip(edges, edges[2:], strict=False))
+        return self.n_fft + fourier + 2 * n_bins + inside + self.n_mels
+
+
+def _prime_factors(n: int) -> list[int]:
+    found, p = [], 2
+    while n > 1:
+        while n % p == 0:
+            found, n = [*found, p], n // p
+        p += 1
+    return found
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ LOOKS = {  # colour and marker of each precision
 MOST_LABELS = 20  # points of a plot that all get their names; of more, only the front
 COST_LABELS = {
     "macs_per_clip": ("MACs per 1-s clip", 1.0),
+    "detector_macs_per_clip": ("MACs per 1-s clip of the whole detector, log-mels included", 1.0),
     "state_dict_bytes": ("size of torch.save(state_dict), kB", 1e-3),
     "weights_bytes": ("weights alone, kB", 1e-3),
     "compact_bytes": ("size of the compact file, kB", 1e-3),

@@ -15,11 +15,12 @@ import numpy as np
 import pandas as pd
 
 from kwslib import paths
-from kwslib.config import PROFILES
+from kwslib.config import PROFILES, FeatureConfig
 from kwslib.metrics import clear_ratio, interval95
 
 SCHEMA = 1
 COSTS = ("params", "macs_per_clip", "macs_per_second", "state_dict_bytes", "weights_bytes", "compact_bytes")
+OF_DETECTOR = "detector_macs_per_clip"  # of the net and of the log-mels it reads
 LATENCIES = ("latency_ms_per_clip", "latency_ms_per_step")
 NUMBER = int | float
 MEASURED = int | float | None  # None or NaN where there was nothing to measure
@@ -37,6 +38,7 @@ FORM = {
     "note": str,
     "precision": str,
     "epochs": int,
+    "features": {},
     "metrics": {
         "au_fa_fr": NUMBER,
         "au_fa_fr_as_is?": NUMBER,  # early records: their au_fa_fr is that
@@ -257,6 +259,8 @@ def results(records: list[dict]) -> pd.DataFrame:
         row |= dict(zip(("ci95_low", "ci95_high"), metrics["au_fa_fr_ci95"], strict=True))
         row |= {key: metrics[key] for key in ("roc_auc", "n_keyword", "n_other")}
         row |= {key: cost.get(key, np.nan) for key in COSTS}
+        front_end = FeatureConfig(**{key: value for key, value in r["features"].items() if key != "class"})
+        row[OF_DETECTOR] = cost["macs_per_clip"] + front_end.frames_per_clip * front_end.macs_per_frame
         row |= {"precision": r["precision"], **{key: _measured(r, key) for key in LATENCIES}}
         rows.append(row | {"epochs": r["epochs"], "wall_s": r["run"]["wall_s"]})
     return pd.DataFrame(rows)
@@ -323,7 +327,8 @@ def summary(records: list[dict], baseline: str = "baseline", people: dict | None
         low, high = interval95(replicates(records, name))
         rows[name] = {key: mean[key] for key in ("au_fa_fr", "au_fa_fr_val")} | {"ci95_low": low, "ci95_high": high}
         rows[name] |= {"seed_low": runs["au_fa_fr"].min(), "seed_high": runs["au_fa_fr"].max()}
-        rows[name] |= {key: int(mean[key]) for key in COSTS if key not in ("macs_per_second", "compact_bytes")}
+        whole = (*(key for key in COSTS if key not in ("macs_per_second", "compact_bytes")), OF_DETECTOR)
+        rows[name] |= {key: int(mean[key]) for key in whole}
         rows[name] |= {"compact_bytes": mean["compact_bytes"], **{key: runs[key].median() for key in LATENCIES}}
         rows[name] |= {key: record[key] for key in ("precision", "control")} | {
             "seeds": len(runs),

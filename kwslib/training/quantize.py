@@ -16,6 +16,7 @@ from kwslib.config import FeatureConfig
 from kwslib.data.features import SILENCE, n_frames
 from kwslib.metrics import au_fa_fr
 from kwslib.nets.crnn import CRNN, score
+from kwslib.nets.rivals import TimeNet, folded
 
 
 def on_grid(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -200,6 +201,22 @@ class WeightInt:
                 raise PrecisionError(f"{name} does not fit: its scales and biases are kept in float16")
         model.weight_bits = self.bits
         return round_inputs(model) if self.activations else model
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Let convolutions absorb the normalization layers of a ``TimeNet``; a step before ``WeightInt``.
+
+    Weights that were tuned for few bits stay on their grid: only the scales of rows change.
+
+    Raises:
+        ValueError: a net of another kind, or one that is folded already.
+    """
+
+    def __call__(self, model: nn.Module) -> nn.Module:
+        if type(model) is not TimeNet:
+            raise ValueError(f"only a TimeNet can be folded, once, not a {type(model).__name__}")
+        return folded(model.float().eval())
 
 
 PRECISIONS = {

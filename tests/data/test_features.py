@@ -73,3 +73,49 @@ def test_what_trainings_read_is_what_the_front_end_gives(framing):
     samples = torch.randn(3, 16_000, generator=torch.Generator().manual_seed(0)) * 0.1
     samples[1, 5_000:] = 0  # digital silence
     torch.testing.assert_close(features.prepared(samples, front_end), front_end(samples), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("config", [FeatureConfig(), FeatureConfig(n_mels=20, n_fft=320, hop_length=320)])
+def test_a_frame_costs_what_plain_loops_multiply_and_add(config):
+    rng, macs = np.random.default_rng(0), 0
+    samples = rng.normal(0, 0.1, config.n_fft)
+
+    def transform(x):  # complex, by mixed radix
+        nonlocal macs
+        n = len(x)
+        if n == 1:
+            return x
+        p = next(p for p in range(2, n + 1) if n % p == 0)
+        parts, out = [transform(x[i::p]) for i in range(p)], []
+        for k in range(n):
+            value = parts[0][k % (n // p)]
+            for i in range(1, p):
+                value += np.exp(-2j * np.pi * i * k / n) * parts[i][k % (n // p)]
+                macs += 4
+            out.append(value)
+        return out
+
+    windowed = [samples[i] * (0.5 - 0.5 * np.cos(2 * np.pi * i / config.n_fft)) for i in range(config.n_fft)]
+    macs += config.n_fft
+    half = config.n_fft // 2
+    z = transform([windowed[2 * i] + 1j * windowed[2 * i + 1] for i in range(half)])
+    power = []
+    for k in range(half + 1):
+        mine, other = z[k % half], np.conj(z[-k % half])
+        even, odd = (mine + other) / 2, (mine - other) / 2j
+        value = even + np.exp(-2j * np.pi * k / config.n_fft) * odd
+        macs += 2 * 4  # apart, and together again
+        power.append(value.real**2 + value.imag**2)
+        macs += 2
+    filters = features.LogMel(config).mel.mel_scale.fb.double().numpy()
+    logs = []
+    for mel in range(config.n_mels):
+        total = 0.0
+        for k in np.flatnonzero(filters[:, mel]):
+            total += power[k] * filters[k, mel]
+            macs += 1
+        logs.append(np.log(np.clip(total, 1e-9, 1e9)))
+        macs += 1
+    mine = features.LogMel(config).frames(torch.from_numpy(samples).float()[None])[0, :, 0]
+    np.testing.assert_allclose(mine, logs, rtol=1e-3, atol=1e-3)
+    assert config.macs_per_frame == macs and config.frames_per_clip == 16_000 // config.hop_length + 1

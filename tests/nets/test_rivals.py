@@ -4,7 +4,16 @@ import torch
 from kwslib.config import CRNNConfig, describe
 from kwslib.nets import cost
 from kwslib.nets.crnn import CRNN
-from kwslib.nets.rivals import BCResNetConfig, Ensemble, SeparableConfig, TimeNetConfig, build, config_of
+from kwslib.nets.rivals import (
+    BCResNetConfig,
+    Ensemble,
+    FoldedTimeNetConfig,
+    SeparableConfig,
+    TimeNetConfig,
+    build,
+    config_of,
+    folded,
+)
 from kwslib.training.checkpoints import load, save, tensors
 
 
@@ -81,3 +90,19 @@ def test_a_time_net_costs_what_its_layers_cost():
     model(torch.zeros(1, 40, 77 + 1600))  # eight seconds more
     per_step = sum((positions[n] - before[n]) * m.weight.numel() for n, m in convolutions.items()) / 100
     assert cost.step_macs(config) == per_step + 4 * config.hidden_size + 2 * config.hidden_size
+
+
+@torch.no_grad()
+def test_a_folded_net_says_the_same_in_fewer_numbers():
+    torch.manual_seed(0)
+    net = build(TimeNetConfig((6, 8), (9, 5), (3, 2)))
+    net.train()(torch.randn(64, 40, 101) * 3 - 8)  # statistics of its own
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm1d) and module.affine:
+            module.weight.uniform_(-2, 2), module.bias.uniform_(-1, 1)
+    lean, x = folded(net.eval()), torch.randn(5, 40, 101) * 3 - 8
+    torch.testing.assert_close(lean(x), net(x), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(lean.steps(x), net.steps(x), atol=1e-4, rtol=1e-4)
+    assert not any(isinstance(module, torch.nn.BatchNorm1d) for module in lean.modules())
+    assert type(config_of(describe(lean.config))) is FoldedTimeNetConfig
+    assert cost.clip_macs(lean.config) == cost.clip_macs(net.config)

@@ -10,12 +10,12 @@ from kwslib.data.augment import Augmentation
 from kwslib.nets import crnn
 from kwslib.nets.crnn import CRNN
 from kwslib.nets.losses import Labels
-from kwslib.nets.rivals import SeparableConfig, build
+from kwslib.nets.rivals import SeparableConfig, TimeNetConfig, build
 from kwslib.streaming.model import StreamingModel
 from kwslib.training import checkpoints, loop, quantize
 from kwslib.training.loop import Objective, Training
 from kwslib.training.material import Clips, Material
-from kwslib.training.quantize import WeightInt, on_grid, round_weights
+from kwslib.training.quantize import Fold, WeightInt, on_grid, packed, round_weights
 from kwslib.training.tune import QAT
 
 X = torch.randn(6, 40, 101, generator=torch.Generator().manual_seed(1)) * 4 - 8
@@ -204,3 +204,18 @@ def test_half_refuses_logits_that_float16_cannot_hold():
     model.conv[0].weight.data.fill_(60.0)  # 5 x 20 of them times 20.7
     with pytest.raises(quantize.PrecisionError, match="the logits of a silent clip do not fit into float16"):
         quantize.Half()(model)
+
+
+def test_folding_leaves_weights_of_few_bits_on_their_grid():
+    torch.manual_seed(0)
+    net = build(TimeNetConfig((6, 8), (9, 5), (3, 2)))
+    net.train()(torch.randn(64, 40, 101) * 3 - 8)
+    rounded = WeightInt(4)(net)
+    lean = WeightInt(4)(Fold()(rounded))
+    mine, theirs = packed(lean.state_dict(), 4), packed(rounded.state_dict(), 4)
+    weights = [name for name in mine if f"{name}.scale" in mine]
+    assert len(weights) == 5 and all(torch.equal(mine[name], theirs[name]) for name in weights)
+    x = torch.randn(4, 40, 101) * 3 - 8
+    torch.testing.assert_close(lean(x), rounded(x), atol=0.02, rtol=0.02)  # scales and biases are float16
+    with pytest.raises(ValueError, match="only a TimeNet can be folded, once, not a FoldedTimeNet"):
+        Fold()(lean)
