@@ -44,12 +44,13 @@ class FeatureConfig:
         each over the frequencies inside it; one for each logarithm.
 
         >>> FeatureConfig().macs_per_frame
-        11636
+        11635
         """
         half, n_bins = self.n_fft // 2, self.n_fft // 2 + 1
         fourier = 4 * half * sum(p - 1 for p in _prime_factors(half)) + 8 * n_bins
         highest_mel, hz = 2595 * math.log10(1 + SAMPLE_RATE / 2 / 700), SAMPLE_RATE / self.n_fft
-        edges = [700 * (10 ** (highest_mel * i / (self.n_mels + 1) / 2595) - 1) / hz for i in range(self.n_mels + 2)]
+        mels = (highest_mel * i / (self.n_mels + 1) for i in range(self.n_mels + 2))
+        edges = [round(700 * (10 ** (mel / 2595) - 1) / hz, 6) for mel in mels]  # in frequencies of the transform
         inside = sum(math.ceil(high) - 1 - math.floor(low) for low, high in zip(edges, edges[2:], strict=False))
         return self.n_fft + fourier + 2 * n_bins + inside + self.n_mels
 
