@@ -104,8 +104,21 @@ def keep(study: str, keyword: str) -> Path | None:
 
 
 def kept(folder: Path) -> dict[str, Any] | None:
-    """What ``keep`` wrote into the folder of a report, if anything."""
-    return json.loads((folder / FILE).read_text()) if (folder / FILE).exists() else None
+    """What ``keep`` wrote into the folder of a report, if anything.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    file = folder / FILE
+    if not file.exists():
+        return None
+    try:
+        found = json.loads(file.read_text())
+        if not (isinstance(found["name"], str) and isinstance(found["kws"], str) and isinstance(found["clips"], list)):
+            raise TypeError
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise ValueError(f"{file} is damaged: delete it, 06_plots writes it anew") from None
+    return found
 
 
 def _detector(study: str) -> Path | None:

@@ -233,7 +233,7 @@ def test_in_a_browser_clips_and_the_microphone_are_heard(page, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium on this machine")
 def test_on_a_phone_nothing_overflows_and_errors_are_sentences(page, tmp_path):
-    drop = """(file => { const data = new DataTransfer(); data.items.add(file);
+    drop = """(file => {{ const data = new DataTransfer(); data.items.add(file);
         document.querySelector('.kws-player').dispatchEvent(new DragEvent('drop', {{ dataTransfer: data }})) }})
         (new File([Uint8Array.from({})], 'dropped'))"""
     with browser.Page(page, tmp_path / "profile", width=390) as opened:
