@@ -19,18 +19,18 @@ function crc32(data) {
 function half(bits) {
   const sign = bits & 0x8000 ? -1 : 1, exponent = bits >> 10 & 31, fraction = bits & 1023;
   if (exponent === 31) return fraction ? NaN : sign * Infinity;
-  return exponent ? sign * Math.pow(2, exponent - 25) * (1024 + fraction) : sign * fraction * Math.pow(2, -24);
+  return exponent ? sign * 2 ** (exponent - 25) * (1024 + fraction) : sign * fraction * 2 ** -24;
 }
 
 function read(file) {
-  if (file.length < 10 || String.fromCharCode(file[0], file[1], file[2], file[3]) !== "KWS1")
+  if (file.length < 10 || String.fromCharCode(...file.subarray(0, 4)) !== "KWS1")
     throw new Error("This is no detector: a .kws file begins with KWS1.");
   const view = new DataView(file.buffer, file.byteOffset, file.byteLength), end = file.length - 4;
   if (view.getUint32(end, true) !== crc32(file.subarray(0, end)))
     throw new Error("This detector is damaged: its checksum does not fit. Copy or export it again.");
   const start = 6 + view.getUint16(4, true);
-  const about = JSON.parse(String.fromCharCode.apply(null, file.subarray(6, start)));
-  return { about: about, tensors: tensors(about, view, start, end) };
+  const about = JSON.parse(String.fromCharCode(...file.subarray(6, start)));
+  return { about, tensors: tensors(about, view, start, end) };
 }
 
 const FORMATS = { "float32": 32, "float16": 16, "weight-int8": 8, "weight-int4": 4 };
@@ -77,7 +77,7 @@ function sizes(about) {
   if (about.model.cell === "lstm") throw new Error("Detectors with an LSTM run in Python only.");
   if (about.features && about.features.framing === "centered")
     throw new Error("This detector was trained on centered clips: it cannot listen to a stream.");
-  return Object.assign({}, DEFAULTS[kind], about.model);
+  return { ...DEFAULTS[kind], ...about.model };
 }
 
 function timeNetShapes(s) {
@@ -147,7 +147,7 @@ function fourier(x, from, step, depth, re, im, to) {
 }
 
 function melFilters(n) {
-  const mel = hz => 2595 * Math.log10(1 + hz / 700), hz = m => 700 * (Math.pow(10, m / 2595) - 1);
+  const mel = hz => 2595 * Math.log10(1 + hz / 700), hz = m => 700 * (10 ** (m / 2595) - 1);
   const edges = Array.from({ length: n + 2 }, (_, i) => hz(mel(RATE / 2) * i / (n + 1)));
   return Array.from({ length: n }, (_, i) => {
     const weights = [];
@@ -201,8 +201,9 @@ function over(kernel, stride, compute) {
 
 /* Mean and variance of a normalisation layer as x * scale + shift. */
 function normalization(t, name) {
-  const scale = t[name + "running_var"].map((v, i) => (t[name + "weight"] ? t[name + "weight"][i] : 1) / Math.sqrt(v + 1e-5));
-  const shift = scale.map((s, i) => (t[name + "bias"] ? t[name + "bias"][i] : 0) - s * t[name + "running_mean"][i]);
+  const of = (part, i, without) => t[name + part] ? t[name + part][i] : without;
+  const scale = t[name + "running_var"].map((v, i) => of("weight", i, 1) / Math.sqrt(v + 1e-5));
+  const shift = scale.map((s, i) => of("bias", i, 0) - s * of("running_mean", i));
   return x => x.map((value, i) => value * scale[i] + shift[i]);
 }
 
@@ -265,7 +266,7 @@ function crnn(t, s) {
     : x => linear("attention.energy.2", linear("attention.energy.0", x).map(Math.tanh))[0];
   return {
     column: frame => { const x = convolve(frame); return x && layers.reduce((v, layer) => layer(v), x); },
-    energy: energy, kernel: frames, stride: along
+    energy, kernel: frames, stride: along
   };
 }
 
@@ -282,7 +283,7 @@ function detector(file) {
     outputs.push(output);
     energies.push(net.energy(output));
     if (outputs.length > window) { outputs.shift(); energies.shift(); }
-    const most = Math.max.apply(null, energies), weights = energies.map(e => Math.exp(e - most));
+    const most = Math.max(...energies), weights = energies.map(e => Math.exp(e - most));
     const total = weights.reduce((a, b) => a + b), context = output.map((_, i) =>
       weights.reduce((sum, w, k) => sum + w * outputs[k][i], 0) / total);
     const logits = affine(t["classifier.weight"], t["classifier.bias"], context);
@@ -296,7 +297,7 @@ function detector(file) {
   }
 
   return {
-    about: about, n_bytes: file.length,
+    about,
     /* Samples at 16 kHz, however cut -> [[seconds, score], ...] of the steps that they complete */
     feed: samples => {
       const found = [];
@@ -316,7 +317,7 @@ function detector(file) {
 /* ---- from scores to events ---- */
 
 function decision(about) {
-  const d = Object.assign({ threshold: 0, smoothing_steps: 1, refractory_s: 1, scale: 1, offset: 0 }, about.decision);
+  const d = { threshold: 0, smoothing_steps: 1, refractory_s: 1, scale: 1, offset: 0, ...about.decision };
   d.probability = score => sigmoid(d.scale * score + d.offset);
   d.at = share => (Math.log(share / (1 - share)) - d.offset) / d.scale;  // the score of a probability
   return d;
@@ -348,7 +349,7 @@ function resampler(rate) {
   const taps = phase => phases[phase] || (phases[phase] = Float64Array.from({ length: 2 * reach }, (_, i) => {
     const x = i - reach + 1 - phase / up, y = Math.PI * cutoff * x;
     const sinc = x ? Math.sin(y) / y : 1;
-    return cutoff * sinc * Math.pow(Math.cos(Math.PI * x / 2 / (reach + 1)), 2);
+    return cutoff * sinc * Math.cos(Math.PI * x / 2 / (reach + 1)) ** 2;
   }));
   let held = Array.from({ length: reach - 1 }, () => 0), n = 0;  // the next output lies n / up after held[reach - 1]
   return chunk => {
@@ -367,17 +368,17 @@ function resampler(rate) {
   };
 }
 
-return { detector: detector, decision: decision, smoothed: smoothed, events: events, resampler: resampler, rate: RATE };
+return { detector, decision, smoothed, events, resampler, rate: RATE };
 })();
 
 /* Draws a player into an element.
-   given: { kws: base64 of the file, clips: [{ name, samples: base64 of 16-bit at 16 kHz, keywords: [[from, to], ...] }],
-            keyword, name } */
+   given: { kws: base64 of the file, name, clips: [{ name, samples: base64, 16-bit, keywords: [[from, to], ...] }] } */
 function kwsPlayer(element, given) {
   const bytes = base64 => Uint8Array.from(atob(base64), letter => letter.charCodeAt(0));
   const samplesOf = clip => Float32Array.from(new Int16Array(bytes(clip.samples).buffer), v => v / 32768);
-  const SHOWN_S = 10, KEPT_S = 60, PEAK = kws.rate / 100, file = bytes(given.kws);
-  element.innerHTML = `<div class="kws-row kws-sources"></div>
+  const SHOWN_S = 10, KEPT_S = 60, PEAK = kws.rate / 100;
+  element.innerHTML = `<div class="kws-row"><label class="kws-file">Open or drop a recording
+  <input type="file" accept="audio/*"></label></div>
   <canvas role="img" aria-label="Probability of the keyword over time"></canvas>
   <div class="kws-row"><label>Alarm from <input type="range" min="1" max="99"> <output></output></label>
   <label>Level <meter min="-70" max="0" value="-70"></meter></label></div>
@@ -387,19 +388,20 @@ function kwsPlayer(element, given) {
     if (find(".kws-status").textContent !== text) find(".kws-status").textContent = text;
   };
   const percent = share => (100 * share).toFixed(share > 0.995 && share < 1 ? 1 : 0) + " %";
-  let detector, decision;
+  let file, detector, decision;
   try {
+    file = bytes(given.kws);
     detector = kws.detector(file);
     decision = kws.decision(detector.about);
   } catch (error) { say(error.message); return; }
-  const keyword = given.keyword || detector.about.keyword || "the keyword";
+  const keyword = detector.about.keyword || "the keyword";
   let threshold = decision.threshold, heard, stop = () => {};
 
   /* ---- what was heard so far ---- */
 
   function begin(name, keywords, live) {
     detector = kws.detector(file);
-    heard = { name: name, keywords: keywords, live: live, n: 0, first: 0, peaks: [], scored: [], smooth: [], fired: [],
+    heard = { name, keywords, live, n: 0, first: 0, peaks: [], scored: [], smooth: [], fired: [],
               took: 0, until: null };
   }
 
@@ -435,7 +437,7 @@ function kwsPlayer(element, given) {
         (heard.keywords ? " It is said " + times(heard.keywords.length) + ", where it is shaded." : ""));
     const ms = heard.took / seconds;
     find(".kws-cost").textContent = (given.name ? given.name + ": " : "") + file.length.toLocaleString("en") +
-      " bytes in all. A second of sound takes " + ms.toFixed(1) + " ms in this browser. Sound does not leave this page.";
+      " bytes in all. A second of sound takes " + ms.toFixed(1) + " ms in this browser. Sound stays in this page.";
     draw();
   }
 
@@ -513,9 +515,10 @@ function kwsPlayer(element, given) {
       made.setAttribute("aria-pressed", "true");
       const release = () => made.setAttribute("aria-pressed", "false");
       stop = () => { release(); stop = () => {}; };
-      start(more => { stop = () => { more(); release(); stop = () => {}; }; });
+      start(more => { stop = () => { more(); release(); stop = () => {}; }; },
+            () => made.getAttribute("aria-pressed") === "true");
     });
-    find(".kws-sources").append(made);
+    find(".kws-file").before(made);
   }
 
   /* All of a recording, some seconds at a time so that the page stays awake. */
@@ -529,18 +532,18 @@ function kwsPlayer(element, given) {
     return mine === heard;
   }
 
-  async function play(samples, onStop) {
-    const context = new AudioContext(), source = context.createBufferSource(), mine = heard;
+  function play(context, samples, onStop) {
+    const source = context.createBufferSource(), mine = heard;
     source.buffer = context.createBuffer(1, samples.length, kws.rate);
     source.buffer.copyToChannel(samples, 0);
     source.connect(context.destination);
     source.start();
     const began = context.currentTime;
-    let running = true;
-    onStop(() => { running = false; mine.until = null; find("meter").value = -70; context.close(); draw(); });
-    source.onended = () => { if (running) stop(); };
+    mine.until = 0;
+    onStop(() => { mine.until = null; find("meter").value = -70; context.close(); draw(); });
+    source.onended = () => { if (mine.until !== null) stop(); };
     (function follow() {
-      if (!running) return;
+      if (mine.until === null) return;
       mine.until = context.currentTime - began;
       find("meter").value = 20 * Math.log10((mine.peaks[mine.until * 100 | 0] || 0) + 1e-4);
       draw();
@@ -549,9 +552,10 @@ function kwsPlayer(element, given) {
   }
 
   for (const clip of given.clips || []) {
-    button("▶ " + clip.name, async onStop => {
-      const samples = samplesOf(clip);
-      if (await score(clip.name, samples, clip.keywords)) play(samples, onStop);
+    button("▶ " + clip.name, async (onStop, wanted) => {
+      const context = new AudioContext(), samples = samplesOf(clip);  // at once: some browsers ask for a fresh click
+      if (await score(clip.name, samples, clip.keywords) && wanted()) play(context, samples, onStop);
+      else context.close();
     });
   }
 
@@ -568,17 +572,19 @@ function kwsPlayer(element, given) {
       stop();
       return say("This page gets no microphone here: save it and open it as a file, or drop a recording.");
     }
-    let going = true, microphone, context;
-    onStop(() => {
-      going = false;
+    const context = new AudioContext();
+    let going = true, microphone;
+    const end = () => {
       if (microphone) microphone.getTracks().forEach(track => track.stop());
-      if (context) context.close();
+      if (going) context.close();
+      going = false;
       find("meter").value = -70;
-    });
+    };
+    onStop(end);
     try {
       const plain = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
       microphone = await navigator.mediaDevices.getUserMedia({ audio: plain });
-      context = new AudioContext();
+      if (!going) return end();
       const source = context.createMediaStreamSource(microphone), at16k = kws.resampler(context.sampleRate);
       let waiting = [];
       begin("Microphone", null, true);
@@ -598,10 +604,12 @@ function kwsPlayer(element, given) {
         tap = context.createScriptProcessor(2048, 1, 1);
         tap.onaudioprocess = event => take(event.inputBuffer.getChannelData(0));
       }
+      if (!going) return;
       source.connect(tap).connect(context.destination);  // hands on silence
-      if (!going) context.close();
-      else say("Listening: say “" + keyword + "”.");
+      context.resume();
+      say("Listening: say “" + keyword + "”.");
     } catch (error) {
+      if (!going) return;
       stop();
       say(REFUSED[error.name] || "The microphone does not open: " + error.message);
     }
@@ -611,16 +619,13 @@ function kwsPlayer(element, given) {
   async function open(chosen) {
     stop();
     try {
-      const decoder = new OfflineAudioContext(1, 1, kws.rate), sound = await decoder.decodeAudioData(await chosen.arrayBuffer());
+      const decoder = new OfflineAudioContext(1, 1, kws.rate);
+      const sound = await decoder.decodeAudioData(await chosen.arrayBuffer());
       const samples = sound.getChannelData(0).slice();
       for (let c = 1; c < sound.numberOfChannels; c++) sound.getChannelData(c).forEach((v, i) => { samples[i] += v; });
       await score(chosen.name, samples.map(v => v / sound.numberOfChannels), null);
     } catch (error) { say(chosen.name + " is not a sound that this browser can read: try a WAV, FLAC or MP3 file."); }
   }
-  const chooser = document.createElement("label");
-  chooser.className = "kws-file";
-  chooser.innerHTML = "Open or drop a recording <input type='file' accept='audio/*'>";
-  find(".kws-sources").append(chooser);
   find("[type=file]").addEventListener("change", event => event.target.files[0] && open(event.target.files[0]));
   element.addEventListener("dragover", event => { event.preventDefault(); element.classList.add("kws-over"); });
   element.addEventListener("dragleave", () => element.classList.remove("kws-over"));
@@ -636,7 +641,11 @@ function kwsPlayer(element, given) {
     slider.setAttribute("aria-valuetext", text);
   }
   slider.value = Math.round(100 * decision.probability(threshold));  // the detector's own, until it is moved
-  slider.addEventListener("input", () => { threshold = decision.at(slider.value / 100); show(); if (heard) decide(); else draw(); });
+  slider.addEventListener("input", () => {
+    threshold = decision.at(slider.value / 100);
+    show();
+    if (heard) decide(); else draw();
+  });
   show();
   new ResizeObserver(draw).observe(canvas);
   const first = (given.clips || [])[0];

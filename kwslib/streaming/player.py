@@ -38,6 +38,9 @@ class Player:
     def __init__(self, given: dict[str, Any]):
         self.given = given
 
+    def __repr__(self) -> str:
+        return f"The detector {self.given['name']} listens where HTML is shown: in a notebook, or in its export."
+
     def _repr_html_(self) -> str:
         return html(self.given)
 

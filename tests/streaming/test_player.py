@@ -163,6 +163,7 @@ def test_a_notebook_and_its_export_get_one_piece_of_html(tmp_path):
     (tmp_path / "net.kws").write_bytes(made(SIZES["RNN"], "weight-int4"))
     shown = player.player(tmp_path / "net.kws", {"</script> <b>": track})
     text = shown._repr_html_()
+    assert "The detector net listens" in repr(shown)
     assert text.count("</script>") == 2 and "kwsPlayer.all();" in text and "<script src" not in text
     (clip,) = shown.given["clips"]
     assert np.frombuffer(base64.b64decode(clip["samples"]), "<i2").tolist() == [16384, -32768, 32767]
