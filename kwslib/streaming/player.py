@@ -94,13 +94,11 @@ def keep(study: str, keyword: str) -> Path | None:
     """Write what the report of a study plays: its recommended stream detector, or its smallest one, and a spoken track.
 
     Returns:
-        The file, or nothing when the study has no stream detector.
+        The file, or nothing when no stream detector of the study is here; what was kept before then stays.
     """
-    file = paths.reports(study) / FILE
     if (detector := _detector(study)) is None:
-        file.unlink(missing_ok=True)
         return None
-    track = spoken(keyword)
+    track, file = spoken(keyword), paths.reports(study) / FILE
     clips = {} if track is None else {"Synthetic voices": track}
     paths.write_json(file, given(detector.read_bytes(), clips, detector.stem))
     return file
