@@ -426,7 +426,7 @@ function kwsPlayer(element, given) {
   }
 
   function decide() {
-    if (!heard) return;
+    if (!heard || !heard.n) return draw();
     heard.smooth = kws.smoothed(heard.scored, decision.smoothing_steps);
     heard.fired = kws.events(heard.smooth, threshold, decision.refractory_s);
     find("ol").innerHTML = heard.fired.slice(-30).map(([t, score]) =>
@@ -577,6 +577,7 @@ function kwsPlayer(element, given) {
     const end = () => {
       if (microphone) microphone.getTracks().forEach(track => track.stop());
       if (going) context.close();
+      if (going && heard && !heard.n) say("Stopped.");
       going = false;
       find("meter").value = -70;
     };
@@ -644,7 +645,7 @@ function kwsPlayer(element, given) {
   slider.addEventListener("input", () => {
     threshold = decision.at(slider.value / 100);
     show();
-    if (heard) decide(); else draw();
+    decide();
   });
   show();
   new ResizeObserver(draw).observe(canvas);

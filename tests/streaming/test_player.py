@@ -226,6 +226,9 @@ def test_in_a_browser_clips_and_the_microphone_are_heard(page, tmp_path):
         )
         opened.until("document.querySelector('output').textContent === '99 %'")
         opened.until("!document.querySelector('li').textContent.startsWith('3.00')")  # it is reached later
+        for name in ("Microphone", "Synthetic voices"):  # pressed again before it began
+            opened.run("; ".join([PRESS.format(name)] * 2))
+        opened.until(f"{STATUS}.startsWith('Synthetic voices: ')")
         assert opened.run("document.querySelectorAll('[aria-pressed=true]').length") == 0
         assert opened.run("document.querySelectorAll('.kws-player canvas').length") == 2
         assert opened.errors == []
