@@ -173,8 +173,7 @@ def bootstrap(
 
 def interval95(values: np.ndarray) -> tuple[float, float]:
     """The middle 95 % of bootstrap replicates (percentile method)."""
-    low, high = np.nanpercentile(values, [2.5, 97.5])
-    return float(low), float(high)
+    return tuple(np.nanpercentile(values, [2.5, 97.5]).tolist())
 
 
 def clear_ratio(mine: np.ndarray, theirs: np.ndarray, power: float = 0.8) -> float:

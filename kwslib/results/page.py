@@ -1,6 +1,6 @@
 """The HTML report of a study and the tables of README and ``docs/results.md``, made from records and nothing else.
 
-One self-contained page: figures inside, no scripts, readable on a phone.
+One self-contained page: figures inside, a detector that listens, nothing from a network, readable on a phone.
 """
 
 import base64
@@ -14,6 +14,7 @@ import pandas as pd
 from kwslib import paths
 from kwslib.config import PROFILES
 from kwslib.results import provenance, published, records, tables
+from kwslib.streaming import player
 
 PAGE = {  # what the page takes from the first record, besides what tables do
     "keyword": str,
@@ -50,12 +51,13 @@ def write(study: str, still: str = "") -> Path:
 
 
 def render(study: str, folder: Path, still: str = "") -> str:
-    """The page of a study, from the records, figures and notebooks in its folder and nothing else."""
+    """The page of a study, from the records, figures, notebooks and player in its folder and nothing else."""
     found = records.load_folder(folder / "records")
     records.require(found[0], PAGE, f"the first record of {study}")
     people = records.people(folder)
     summary, points = records.summary(found, people=people), records.stream_points(found)
     clips = _of_clips(summary, points)
+    playing = player.kept(folder)
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     look = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True}
@@ -92,6 +94,9 @@ def render(study: str, folder: Path, still: str = "") -> str:
         summary=summary,
         findings=tables.findings(clips),
         bar=published.BAR,
+        playing=playing,
+        player="" if playing is None else player.html(playing),
+        synthetic=_is_synthetic(found[0]),
         figures={name: f"data:image/svg+xml;base64,{content}" for name, content in svgs.items()},
         notebooks=[name for name in (*NOTEBOOKS, *APPENDICES) if name == NOTEBOOKS[-1] or executed(name).exists()],
         command=command(found[0], int(summary["seeds"].max())),
@@ -134,10 +139,13 @@ def _of_people(summary: pd.DataFrame, people: dict | None) -> str:
     return tables.say_people(people) if summary["people_miss"].notna().any() else ""
 
 
+def _is_synthetic(record: dict) -> bool:
+    return record["data"]["corpus"] in ("synthetic", f"synthetic-{paths.slug(record['keyword'])}")
+
+
 def command(record: dict, n_seeds: int) -> str:
     """The shell line that repeats the study of a record."""
-    corpus, split = record["data"]["corpus"], record["data"]["split"]
-    synthetic = corpus in ("synthetic", f"synthetic-{paths.slug(record['keyword'])}")
+    corpus, split, synthetic = record["data"]["corpus"], record["data"]["split"], _is_synthetic(record)
     by_name = corpus.startswith(("speech_commands_v0.0", "speech_commands_part"))
     options = [
         "" if synthetic else f"CORPUS={quote(corpus)}" if by_name else f"CORPUS=<folder of {quote(corpus)}>",
@@ -273,7 +281,7 @@ def notebook_html(executed: Path) -> Path:
 def publish(study: str) -> None:
     """Copy a study to ``reports/reference/`` and ``checkpoints/reference/`` and fill in README and results.
 
-    Audio players are removed from the notebooks: recordings belong to their corpus.
+    Recordings are removed from the notebooks, for they belong to their corpus; players of synthetic voices stay.
     """
     import nbformat
 
@@ -305,16 +313,17 @@ def publish(study: str) -> None:
             executed_ones.append(source / "notebooks" / f"{appendix}.ipynb")
     for executed in executed_ones:
         notebook = _without_progress(executed)
-        _drop_audio(notebook)
+        _drop_audio(notebook, _is_synthetic(found[0]))
         for part in (notebook, *notebook.cells):
             part.metadata.pop("papermill", None)  # holds times and paths of this machine
         copy = target / "notebooks" / executed.name
         paths.write_atomically(copy, nbformat.writes(notebook))
         notebook_html(copy)
-    paths.write_atomically(target / "index.html", render(study, target))
     shutil.copytree(paths.checkpoints(study), paths.checkpoints(f"reference/{study}"), ignore=_left_at_home)
     reference = paths.reports("reference")
     paths.write_json(paths.checkpoints("reference") / "recommended.json", recommend(reference))
+    player.keep(f"reference/{study}", found[0]["keyword"])
+    paths.write_atomically(target / "index.html", render(study, target))
     for filled in (paths.ROOT / name for name in FILLED):
         paths.write_atomically(filled, fill_readme(filled.read_text(), reference))
 
@@ -325,10 +334,11 @@ def _left_at_home(folder: str, names: list[str]) -> set[str]:
     return large | {name for name in names if name.endswith((".resume", ".tmp"))}
 
 
-def _drop_audio(notebook) -> None:
+def _drop_audio(notebook, synthetic: bool) -> None:
+    dropped = ("<audio",) if synthetic else ("<audio", "kws-player")
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            if "<audio" in output.get("data", {}).get("text/html", ""):
+            if any(mark in output.get("data", {}).get("text/html", "") for mark in dropped):
                 output["data"] = {"text/plain": "(no audio in the published copy: run the notebook to listen)"}
 
 

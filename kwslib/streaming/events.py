@@ -1,9 +1,12 @@
 """Events: what a user would notice of a stream's scores, and how keywords found and false alarms are counted.
 
 A keyword counts as found, once, by an event between its start and half a second after its end; every other event
-is a false alarm, counted per hour of sound in which there is nothing to be found.
+is a false alarm, counted per hour of sound in which there is nothing to be found. PocketSphinx is counted in the same
+way: a keyphrase spotter that a maker would use without training anything, for it knows how English words sound
+(Huggins-Daines et al. 2006; https://pypi.org/project/pocketsphinx).
 """
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
@@ -11,15 +14,18 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from joblib import Parallel, cpu_count
 from torch import nn
 
 from kwslib.config import SAMPLE_RATE, FeatureConfig
 from kwslib.data.features import n_frames
 from kwslib.nets.crnn import keyword_score, step_logits
-from kwslib.streaming.tracks import Tracks
+from kwslib.processes import helped
+from kwslib.streaming.tracks import Track, Tracks
 from kwslib.training.quantize import INT8
 
 TOGETHER = 16  # tracks that are scored at once
+SPHINX_CHUNK = 1280  # samples handed to PocketSphinx at a time, as many as a step of our models takes
 TOLERANCE_S = 0.5  # an event this long after a keyword's end still belongs to it (MLPerf Tiny's value)
 
 
@@ -197,3 +203,63 @@ def most_fa_per_h(false_alarms: int, hours: float) -> float:
     from scipy.stats import chi2
 
     return float(chi2.ppf(0.95, 2 * (false_alarms + 1)) / 2 / hours)
+
+
+class NoSphinx(RuntimeError):
+    """PocketSphinx cannot be asked; the message says why."""
+
+
+def sphinx(tracks: Sequence[Track], keyword: str, thresholds: Sequence[float]) -> pd.DataFrame:
+    """What PocketSphinx finds on these tracks at each of its thresholds, and how long it takes.
+
+    Args:
+        thresholds: its ``kws_threshold``, from 1e-50 (much is found) to 1 (little).
+
+    Returns:
+        A row per threshold: the columns of ``count`` and ``real_time_factor``, of one core.
+
+    Raises:
+        NoSphinx: it is not installed, or its English dictionary does not have the keyword.
+    """
+    _sphinx_decoder(keyword, 1.0)  # complains now, not in another process
+    calls = [helped(_sphinx_fired)(track.samples, keyword, t) for t in thresholds for track in tracks]
+    results = iter(Parallel(n_jobs=cpu_count())(calls))
+    rows = []
+    for threshold in thresholds:
+        found = [next(results) for _ in tracks]
+        said = [  # an event is a score of 1
+            ScoredTrack(track.keywords_s, track.seconds, np.array(fired), np.ones(len(fired)))
+            for track, (fired, _) in zip(tracks, found, strict=True)
+        ]
+        took_s = sum(seconds for _, seconds in found)
+        row = count(said, [0.5]).iloc[0].to_dict()
+        rows.append(row | {"threshold": threshold, "real_time_factor": took_s / sum(t.seconds for t in tracks)})
+    return pd.DataFrame(rows)
+
+
+def _sphinx_fired(samples: np.ndarray, keyword: str, threshold: float) -> tuple[list[float], float]:
+    """When it says that it heard the keyword, in seconds, and the time it took."""
+    decoder, raw = _sphinx_decoder(keyword, threshold), (samples * 32767).astype("<i2")
+    fired, began = [], time.perf_counter()
+    decoder.start_utt()
+    for start in range(0, len(raw), SPHINX_CHUNK):
+        chunk = raw[start : start + SPHINX_CHUNK]
+        decoder.process_raw(chunk.tobytes(), False, False)
+        if decoder.hyp() is not None:
+            fired.append((start + len(chunk)) / SAMPLE_RATE)
+            decoder.end_utt()
+            decoder.start_utt()
+    decoder.end_utt()
+    return fired, time.perf_counter() - began
+
+
+def _sphinx_decoder(keyword: str, threshold: float):
+    try:
+        from pocketsphinx import Decoder
+    except ImportError:
+        raise NoSphinx("PocketSphinx is not installed: .venv/bin/pip install -e '.[dev]'") from None
+    words = keyword.lower().split()
+    decoder = Decoder(keyphrase=" ".join(words), kws_threshold=threshold, lm=None, loglevel="FATAL")
+    if not all(decoder.lookup_word(word) for word in words):  # it would take the phrase and never say anything
+        raise NoSphinx(f"PocketSphinx does not know how {keyword!r} sounds")
+    return decoder

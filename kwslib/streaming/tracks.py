@@ -36,6 +36,16 @@ class Track(NamedTuple):
     def seconds(self) -> float:
         return len(self.samples) / SAMPLE_RATE
 
+    def excerpt(self, seconds: float = 10.0) -> "Track":
+        """So much of it, its first keyword in the middle; of one without any, the beginning."""
+        middle = sum(self.keywords_s[0]) / 2 if self.keywords_s else 0.0
+        start = max(
+            0, min(round((middle - seconds / 2) * SAMPLE_RATE), len(self.samples) - round(seconds * SAMPLE_RATE))
+        )
+        samples, from_s = self.samples[start : start + round(seconds * SAMPLE_RATE)], start / SAMPLE_RATE
+        inside = [(a - from_s, b - from_s) for a, b in self.keywords_s if from_s <= a and b <= from_s + seconds]
+        return Track(samples, inside)
+
 
 def glue(corpus: Corpus, rows: Sequence[int], keyword: str) -> Track:
     """The clips of these rows one after another, without gaps."""

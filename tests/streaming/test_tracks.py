@@ -144,3 +144,12 @@ def test_words_that_are_not_there_are_named(corpus):
         next(tracks.render(corpus, others, "go", StreamSpec()))
     with pytest.raises(SpecError, match="needs clips of them"):
         next(tracks.render(corpus, np.flatnonzero(corpus.is_keyword("go")), "go", StreamSpec()))
+
+
+def test_an_excerpt_has_the_first_keyword_in_its_middle():
+    samples = np.arange(20 * 16_000, dtype=np.float32)
+    part = tracks.Track(samples, [(12.0, 13.0), (16.8, 17.6), (19.0, 20.0)]).excerpt(10.0)
+    assert part.seconds == 10 and part.samples[0] == 7.5 * 16_000
+    assert part.keywords_s == [(4.5, 5.5)]  # the second one is cut off
+    assert tracks.Track(samples, [(19.0, 20.0)]).excerpt(10.0).keywords_s == [(9.0, 10.0)]
+    assert tracks.Track(samples[:16_000], []).excerpt(10.0).seconds == 1
