@@ -35,11 +35,11 @@ function read(file) {
 
 const FORMATS = { "float32": 32, "float16": 16, "weight-int8": 8, "weight-int4": 4 };
 
-/* Weights by name, each as a Float64Array, whatever they were packed as. */
+/* By name, unpacked. */
 function tensors(about, view, at, end) {
   const bits = FORMATS[about.precision], found = {};
   if (!bits) throw new Error("Detectors of precision " + about.precision + " run in Python only: export another one.");
-  const shapes = about.model["class"] === "TimeNetConfig" ? timeNetShapes(sizes(about)) : crnnShapes(sizes(about));
+  const s = sizes(about), shapes = s.channels ? timeNetShapes(s) : crnnShapes(s);
   const floats = (n, wide) => {
     const out = new Float64Array(n);
     for (let i = 0; i < n; i++, at += wide ? 4 : 2)
@@ -71,7 +71,7 @@ const DEFAULTS = {
 };
 
 function sizes(about) {
-  const kind = about.model["class"];
+  const kind = about.model["class"].replace("Folded", "");
   if (!DEFAULTS[kind])
     throw new Error("A " + kind.replace("Config", "") + " reads whole clips: only a CRNN or a TimeNet listens.");
   if (about.model.cell === "lstm") throw new Error("Detectors with an LSTM run in Python only.");
@@ -81,13 +81,14 @@ function sizes(about) {
 }
 
 function timeNetShapes(s) {
-  const norm = (name, n) => ["running_mean", "running_var"].map(part => [name + part, [n]])
-    .concat([[name + "num_batches_tracked", []]]);
+  const folded = s["class"].startsWith("Folded"), norm = (name, n) => folded ? [] :
+    [[name + "running_mean", [n]], [name + "running_var", [n]], [name + "num_batches_tracked", []]];
   let size = s.n_mels, shapes = norm("norm.", size);
   s.channels.forEach((channels, i) => {
     const name = "blocks." + i + ".";
     shapes.push([name + "0.weight", [size, 1, s.kernels[i]]], [name + "1.weight", [channels, size, 1]]);
-    shapes.push([name + "2.weight", [channels]], [name + "2.bias", [channels]]);
+    if (folded) shapes.push([name + "1.bias", [channels]]);
+    else shapes.push([name + "2.weight", [channels]], [name + "2.bias", [channels]]);
     shapes = shapes.concat(norm(name + "2.", channels));
     size = channels;
   });
@@ -199,8 +200,9 @@ function over(kernel, stride, compute) {
   };
 }
 
-/* Mean and variance of a normalisation layer as x * scale + shift. */
+/* A normalisation as x * scale + shift; a folded net has none. */
 function normalization(t, name) {
+  if (!t[name + "running_var"]) return x => x;
   const of = (part, i, without) => t[name + part] ? t[name + part][i] : without;
   const scale = t[name + "running_var"].map((v, i) => of("weight", i, 1) / Math.sqrt(v + 1e-5));
   const shift = scale.map((s, i) => of("bias", i, 0) - s * of("running_mean", i));
@@ -219,7 +221,7 @@ function timeNet(t, s) {
         for (let k = 0; k < kernel; k++) sum += taps[c * kernel + k] * held[k][c];
         return sum;
       });
-      return after(affine(t[name + "1.weight"], null, sums)).map(v => Math.max(v, 0));
+      return after(affine(t[name + "1.weight"], t[name + "1.bias"], sums)).map(v => Math.max(v, 0));
     });
   });
   let seen = 1, apart = 1;

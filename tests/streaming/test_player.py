@@ -16,7 +16,7 @@ import torch
 from kwslib import paths
 from kwslib.config import SAMPLE_RATE, CRNNConfig, FeatureConfig, describe
 from kwslib.data.features import LogMel
-from kwslib.nets.rivals import SeparableConfig, TimeNetConfig, build
+from kwslib.nets.rivals import FoldedTimeNetConfig, SeparableConfig, TimeNetConfig, build
 from kwslib.streaming import listen, player
 from kwslib.streaming.decision import Decision, read_decision
 from kwslib.streaming.events import detect, smoothed
@@ -30,6 +30,7 @@ CODE = (player.HERE / "player.js").read_text()
 SIZES = {
     "TimeNet": TimeNetConfig(),
     "another TimeNet": TimeNetConfig((7, 5), (5, 3), (2, 3)),
+    "a folded TimeNet": FoldedTimeNetConfig((7, 5), (5, 3), (2, 3)),
     "CRNN": CRNNConfig(),
     "RNN": CRNNConfig(3, hidden_size=20, gru_num_layers=1, attention_size=5, cell="rnn"),
     "separable": CRNNConfig(4, (9, 12), (3, 5), hidden_size=11, attention_size=0, separable=True),
