@@ -264,10 +264,13 @@ def test_recordings_without_the_keyword_give_a_false_accept_rate(trained, folder
     values = json.loads(run(capsys, "evaluate", "--checkpoint", checkpoint, "--corpus", folder, "--json"))
     assert set(values) == {"n_keyword", "n_other", "threshold", "fa_rate"}
     assert (values["n_keyword"], values["n_other"]) == (0, 48)
-    assert values["threshold"] == json.loads(checkpoint.with_suffix(".json").read_text())["threshold"]
+    threshold = json.loads(checkpoint.with_suffix(".json").read_text())["threshold"]
+    assert values["threshold"] == pytest.approx(1 / (1 + np.exp(-threshold)))  # a probability, as everywhere
     corpus = corpora.load(str(folder), None)
     scores = crnn.score(trained.model("baseline"), features.logmels(corpus))
-    assert values["fa_rate"] == np.mean([score >= values["threshold"] for score in scores])
+    assert values["fa_rate"] == np.mean([score >= threshold for score in scores])
+    half = run(capsys, "evaluate", "--checkpoint", checkpoint, "--corpus", folder, "--threshold", "0.5", "--json")
+    assert json.loads(half)["fa_rate"] == np.mean([score >= 0 for score in scores])
 
 
 def test_the_threshold_of_a_checkpoint_keeps_99_percent_of_the_val_keywords(trained):
@@ -340,9 +343,9 @@ def test_misses_and_false_alarms_on_a_stream(trained, folder, tmp_path, capsys):
         tmp_path / "spec.json",
         "--json",
     )
-    found = json.loads(run(capsys, *on_a_stream, "--threshold", "-1000"))
+    found = json.loads(run(capsys, *on_a_stream, "--threshold", "0"))
     assert found["keywords"] > 5 and found["miss_rate"] < 0.5 and found["fa_per_h"] > 500
-    none = json.loads(run(capsys, *on_a_stream, "--threshold", "1000"))
+    none = json.loads(run(capsys, *on_a_stream, "--threshold", "1"))
     assert none["found"] == none["false_alarms"] == 0 and none["most_fa_per_h"] == pytest.approx(
         -np.log(0.05) / none["other_hours"], rel=1e-2
     )
@@ -356,13 +359,13 @@ def test_false_alarms_among_negatives_can_be_listened_to(trained, folder, tmp_pa
     soundfile.write(talk / "two.flac", track[:8000], 16_000)
     (talk / "broken.wav").write_bytes(b"RIFF")
     command = "evaluate", "--checkpoint", trained.checkpoint("baseline"), "--negatives", talk, "--cut", tmp_path / "cut"
-    found = json.loads(run(capsys, *command, "--threshold", "-1000", "--json"))
+    found = json.loads(run(capsys, *command, "--threshold", "0", "--json"))
     assert [m["t_s"] for m in found["moments"] if m["file"] == "anna/one.wav"] == [0.19, 1.23, 2.27]
     assert found["hours"] * 3600 == pytest.approx(2.9) and found["recordings"] == 2
     assert found["fa_per_h"] == pytest.approx(found["false_alarms"] / (2.9 / 3600))
     assert [row["file"] for row in found["left_out"]] == ["broken.wav"]
     assert len(audio.read(tmp_path / "cut" / "one-1.23s.wav")) == 32_000
-    said = run(capsys, *command, "--threshold", "1000")
+    said = run(capsys, *command, "--threshold", "1")
     assert "false_alarms" in said and "anna" not in said
     assert (
         main(["evaluate", "--checkpoint", str(trained.checkpoint("baseline")), "--negatives", str(tmp_path / "no")])

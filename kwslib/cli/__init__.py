@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
                     help="long recordings without the keyword: false alarms per hour")  # fmt: skip
     evaluate.add_argument("--cut", type=_path, metavar="DIR", help="write two seconds around each false alarm there")
     evaluate.add_argument("--keyword", metavar="W", help="the word to detect (default: that of the model)")
-    evaluate.add_argument("--threshold", type=float, help="logit to decide at (default: the checkpoint's)")
+    evaluate.add_argument("--threshold", type=float, metavar="P", help="a probability (default: the model's)")
     evaluate.add_argument("--stream", type=_path, metavar="SPEC",
                           help="count on a stream made of all clips, as data_splits/streams/*.json say")  # fmt: skip
     stream = of_a_model("stream", "run a model over a recording, a pipe or a microphone")

@@ -20,7 +20,7 @@ from kwslib.nets import cost, crnn
 from kwslib.streaming import export, listen, tracks
 from kwslib.streaming.decision import Decision, outcome, read_decision
 from kwslib.streaming.events import most_fa_per_h, score_tracks
-from kwslib.streaming.model import StreamingModel, probability, score_chunks
+from kwslib.streaming.model import StreamingModel, score_chunks
 from kwslib.training import checkpoints, compact
 
 
@@ -42,7 +42,7 @@ def _open_checkpoint(options: argparse.Namespace) -> tuple:
 
 def kws_score(options: argparse.Namespace) -> int:
     """Probability of the keyword in the loudest second of each file; 2 when some could not be read."""
-    model, front_end, _ = _open_checkpoint(options)
+    model, front_end, known = _open_checkpoint(options)
     files, clips = [], []
     for file in options.files:
         try:
@@ -53,7 +53,7 @@ def kws_score(options: argparse.Namespace) -> int:
     scores = []
     if clips:
         logits = crnn.score(model, LogMel(front_end)(torch.from_numpy(np.stack(clips))).numpy())
-        scores = probability(logits).tolist()
+        scores = (read_decision(known) or Decision()).probability(logits).tolist()
     show([{"file": file, "score": score} for file, score in zip(files, scores, strict=True)], options.json)
     return 0 if len(files) == len(options.files) else 2
 
@@ -86,9 +86,11 @@ def kws_evaluate(options: argparse.Namespace) -> None:
     scores = crnn.score(model, features.logmels(corpus, front_end))
     is_keyword, speakers = corpus.is_keyword(keyword), corpus.clips["speaker"].to_numpy()
     result = {"n_keyword": int(is_keyword.sum()), "n_other": int((~is_keyword).sum())}
-    threshold = known.get("threshold") if options.threshold is None else options.threshold
+    threshold, decision = known.get("threshold"), _decided(options, known)
+    if options.threshold is not None:
+        threshold = decision.threshold
     if threshold is not None:
-        result["threshold"] = threshold
+        result["threshold"] = float(decision.probability(threshold))
         if not is_keyword.all():
             result["fa_rate"] = float((scores >= threshold)[~is_keyword].mean())
         if is_keyword.any():
@@ -99,6 +101,8 @@ def kws_evaluate(options: argparse.Namespace) -> None:
         result |= {"au_fa_fr": area, "au_fa_fr_ci95": list(interval)}
         result |= {"interval_over": metrics.units(speakers, is_keyword), "roc_auc": metrics.roc_auc(area)}
         result |= {"au_fa_fr_as_is": metrics.au_fa_fr_as_is(scores, is_keyword)}
+        result |= {"miss_at_1pct_fa": metrics.miss_rate_at(0.01, scores, is_keyword)}
+        result |= {"miss_at_0_1pct_fa": metrics.miss_rate_at(0.001, scores, is_keyword)}
     elif threshold is None:
         raise ValueError(
             f"{options.corpus} has no clips of {keyword!r}, or nothing else: "
@@ -111,13 +115,15 @@ def _on_a_stream(options, model, front_end, known: dict, corpus, keyword: str) -
     """What is counted on a stream made of all clips of a corpus."""
     StreamingModel(model, framing=front_end.framing)  # complains of models that do not run on a stream
     prepared = tracks.prepare(corpus, range(len(corpus.clips)), keyword, tracks.read_spec(options.stream))
-    return outcome(score_tracks(model, prepared), _decided(options, known))
+    decision = _decided(options, known)
+    counted = outcome(score_tracks(model, prepared), decision)
+    return counted | {"threshold": float(decision.probability(decision.threshold))}
 
 
 def _decided(options: argparse.Namespace, known: dict) -> Decision:
-    """The checkpoint's decision, at another threshold if one is asked for."""
+    """The checkpoint's decision, at another probability if one is asked for."""
     decision = read_decision(known) or Decision()
-    return decision if options.threshold is None else replace(decision, threshold=options.threshold)
+    return decision if options.threshold is None else decision.at_probability(options.threshold)
 
 
 def _among_negatives(options: argparse.Namespace, streaming: StreamingModel, decision: Decision) -> dict:

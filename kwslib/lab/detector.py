@@ -7,6 +7,7 @@ study has. Counted is among voices that none of them heard, and, where there are
 
 from collections.abc import Callable
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from kwslib.nets.losses import Labels, SoftTargets
 from kwslib.nets.rivals import TimeNetConfig
 from kwslib.processes import in_fresh_process
 from kwslib.results import records
-from kwslib.streaming import export, tracks
+from kwslib.streaming import export, player, tracks
 from kwslib.streaming.decision import Decide, Decision
 from kwslib.training import checkpoints
 from kwslib.training.loop import Training
@@ -66,7 +67,7 @@ def study_of(keyword: str, recordings: str = "", profile_name: str = "standard")
 def make(
     keyword: str, recordings: str = "", people: str = "", profile_name: str = "standard", say: Callable = print
 ) -> Path:
-    """Train a detector for a word and write its folder, ``detectors/<word>/``: ``.kws``, ``.onnx``, ``card.md``.
+    """Train a detector for a word and write its folder, ``detectors/<word>/``: ``.kws``, ``.onnx``, ``card.md``, and a page that listens.
 
     What is finished is kept: the same call again goes on, or writes the files anew.
 
@@ -130,7 +131,21 @@ def deliver(study: Study) -> Path:
     paths.write_atomically(folder / f"{folder.name}.kws", compact)
     paths.write_atomically(folder / f"{folder.name}.onnx", onnx)
     paths.write_atomically(folder / "card.md", card(study, record, model, len(compact)))
+    paths.write_atomically(folder / "index.html", page(study.keyword, compact))
     return folder
+
+
+def page(keyword: str, compact: bytes) -> str:
+    """A page of its own that listens, to the microphone, dropped recordings and voices of the synthesizer."""
+    track = player.spoken(keyword)
+    listens = player.html(player.given(compact, {} if track is None else {"Synthetic voices": track}, keyword))
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(keyword)}</title>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"></head>\n'
+        '<body style="font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem">\n'
+        f"<h1>{escape(keyword)}</h1>\n<p>{len(compact):,} bytes inside this page listen; nothing is sent anywhere.</p>\n"
+        f"{listens}\n</body></html>\n"
+    )
 
 
 def card(study: Study, record: dict, model: nn.Module, n_bytes: int) -> str:

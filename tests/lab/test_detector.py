@@ -49,11 +49,12 @@ def test_a_word_and_a_folder_of_recordings_become_a_detector_with_its_card(tmp_p
     assert main(["make", "jarvis", *folders]) == 0
     said = capsys.readouterr().out
     made = paths.home() / "detectors" / "jarvis"
-    assert {"card.md", "jarvis.kws", "jarvis.onnx"} <= {file.name for file in made.iterdir()}
+    assert {file.name for file in made.iterdir()} == {"card.md", "jarvis.kws", "jarvis.onnx", "index.html"}
     card = (made / "card.md").read_text()
     assert card in said and str(tmp_path) not in card
     assert "and 2 people" in card and '3 recordings of "jarvis" and 3 of other words' in card
 
+    assert "http" not in (made / "index.html").read_text().replace("http://www.w3.org", "")
     study = detector.study_of("jarvis", str(tmp_path / "mine"), "smoke")
     record = json.loads((paths.reports(study.name) / "records" / "detector-seed0.json").read_text())
     ordinary = record["metrics"]["streams"]["points"][0]
