@@ -67,7 +67,7 @@ def study_of(keyword: str, recordings: str = "", profile_name: str = "standard")
 def make(
     keyword: str, recordings: str = "", people: str = "", profile_name: str = "standard", say: Callable = print
 ) -> Path:
-    """Train a detector for a word and write its folder, ``detectors/<word>/``: ``.kws``, ``.onnx``, ``card.md``, and a page that listens.
+    """Train a detector for a word and write ``detectors/<word>/``: ``.kws``, ``.onnx``, a card, a page that listens.
 
     What is finished is kept: the same call again goes on, or writes the files anew.
 
@@ -143,7 +143,7 @@ def page(keyword: str, compact: bytes) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(keyword)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1"></head>\n'
         '<body style="font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem">\n'
-        f"<h1>{escape(keyword)}</h1>\n<p>{len(compact):,} bytes inside this page listen; nothing is sent anywhere.</p>\n"
+        f"<h1>{escape(keyword)}</h1>\n<p>{len(compact):,} bytes in this page listen; nothing is sent anywhere.</p>\n"
         f"{listens}\n</body></html>\n"
     )
 
