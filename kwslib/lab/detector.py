@@ -160,6 +160,7 @@ def card(study: Study, record: dict, model: nn.Module, n_bytes: int) -> str:
     people = records.people(paths.reports(study.name))
     return template.render(
         keyword=study.keyword,
+        profile=study.profile.name,
         file=paths.slug(study.keyword),
         n_bytes=n_bytes,
         macs=record["cost"]["macs_per_clip"],
