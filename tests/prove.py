@@ -10,6 +10,8 @@
 ``arithmetic``: the digest of a small study's checkpoints and records, beside those of other processors.
 ``engine``: CPU time of trainings that stand for the rest, by the code of commit ``KWS_BEFORE`` and of this checkout in
 turn; runs only when it is named.
+``words``: detectors made from each of six words (``make detector``), counted on the recordings of people in the folder that
+``KWS_PEOPLE`` names, and how long each took; runs only when it is named.
 ``same``: a smoke run of the commit ``KWS_BEFORE`` against one of this checkout, all files byte for byte; for changes
 that are to move no number, so it runs only when it is named.
 
@@ -35,6 +37,7 @@ from kills import stable
 ROOT = Path(__file__).resolve().parents[1]
 PROOFS = ROOT / "reports" / "reference" / "proofs"
 PAGE = ROOT / "REPRODUCING.md"
+WORDS = ("happy", "bed", "cat", "stop", "yes", "right")
 FUZZ_MINUTES = os.environ.get("KWS_FUZZ_MINUTES", "10")
 # What ATEN_CPU_CAPABILITY can be set to, and which of numpy's kernels to leave out beside.
 LEVELS = {
@@ -378,6 +381,43 @@ def say_engine(found: dict) -> str:
     return table(head, rows) + "\n\n" + on(found)
 
 
+def words() -> None:
+    """In ``KWS_HOME``, where what was made before is not made again."""
+    people = os.environ.get("KWS_PEOPLE") or sys.exit("name a folder <word>/<speaker>_*.wav: KWS_PEOPLE=path/to/words")
+    sys.path.insert(0, str(ROOT))
+    from kwslib import paths
+    from kwslib.lab import detector
+
+    found: dict = {"words": {}}
+    for word in WORDS:
+        began = time.monotonic()
+        detector.make(word, people=people)
+        reports = paths.reports(detector.study_of(word).name)
+        counted = json.loads((reports / "people.json").read_text())
+        record = json.loads((reports / "records" / f"{detector.MADE}-seed0.json").read_text())
+        mine = counted["runs"][paths.label(detector.MADE, 0)]
+        ordinary = record["metrics"]["streams"]["points"][0]
+        found["words"][word] = {
+            "minutes": round((time.monotonic() - began) / 60, 1),
+            "compact_bytes": record["cost"]["compact_bytes"],
+            **{key: ordinary[key] for key in ("found", "keywords", "false_alarms", "other_hours")},
+            **{key: counted[key] for key in ("n_keyword", "n_other", "n_speakers")},
+            **{key: mine[key] for key in ("miss_at_1pct_fa", "miss_at_0_1pct_fa")},
+        }
+        found["people"] = counted["folder"]
+    written("words", found)
+
+
+def say_words(found: dict) -> str:
+    rows = [
+        [word, f"{100 * row['found'] / row['keywords']:.1f}", f"{row['false_alarms'] / row['other_hours']:.2f}",
+         f"{row['n_keyword']:,}", f"{100 * row['miss_at_1pct_fa']:.1f}", f"{100 * row['miss_at_0_1pct_fa']:.1f}",
+         f"{row['compact_bytes'] / 1e3:.1f}"] for word, row in found["words"].items()]  # fmt: skip
+    head = ["word", "voices: found on ordinary streams, %", "false alarms per hour", "people: recordings",
+            "missed at 1 % FA, %", "missed at 0.1 % FA, %", "kB"]  # fmt: skip
+    return f"{table(head, rows)}\n\nPeople: `{found['people']}`, none of them learnt from. {on(found)}"
+
+
 PARTS = {  # how each is measured and said
     "kills": (kills, say_kills),
     "faults": (faults, say_faults),
@@ -387,6 +427,7 @@ PARTS = {  # how each is measured and said
     "arithmetic": (arithmetic, say_arithmetic),
     "engine": (engine, say_engine),
     "same": (same, say_same),
+    "words": (words, say_words),
 }
 
 
@@ -404,7 +445,7 @@ if __name__ == "__main__":
     unknown = set(sys.argv[1:]) - {*PARTS, "text"}
     if unknown:
         raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(PARTS)} and text")
-    for part in sys.argv[1:] or set(PARTS) - {"same", "engine"}:
+    for part in sys.argv[1:] or set(PARTS) - {"same", "engine", "words"}:
         if part != "text":
             PARTS[part][0]()
     PAGE.write_text(filled(PAGE.read_text()))

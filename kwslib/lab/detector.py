@@ -5,6 +5,7 @@ by both. They hear the word from most of the synthesizer's voices, several times
 study has. Counted is among voices that none of them heard, and, where there are recordings, among people.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from html import escape
@@ -115,6 +116,18 @@ def doubts(keyword: str) -> list[str]:
     return found
 
 
+def checked() -> dict[str, float]:
+    """Of words whose detectors were counted among people, the share that they missed at 1 % false accepts.
+
+    Measured by ``tests/prove.py words``; empty where the repository, or that file, is not there.
+    """
+    file = paths.ROOT / "reports" / "reference" / "proofs" / "words.json"
+    counted = json.loads(file.read_text())["words"] if file.exists() else {}
+    return {
+        word: row["miss_at_1pct_fa"] for word, row in sorted(counted.items(), key=lambda of: of[1]["miss_at_1pct_fa"])
+    }
+
+
 def deliver(study: Study) -> Path:
     """Write the folder of a detector that is trained.
 
@@ -175,6 +188,7 @@ def card(study: Study, record: dict, model: nn.Module, n_bytes: int) -> str:
         people=people,
         among=people and people["runs"][paths.label(MADE, 0)],
         doubts=doubts(study.keyword),
+        checked=checked(),
     )
 
 
