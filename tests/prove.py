@@ -10,8 +10,8 @@
 ``arithmetic``: the digest of a small study's checkpoints and records, beside those of other processors.
 ``engine``: CPU time of trainings that stand for the rest, by the code of commit ``KWS_BEFORE`` and of this checkout in
 turn; runs only when it is named.
-``words``: detectors made from each of six words (``make detector``), counted on the recordings of people in the folder that
-``KWS_PEOPLE`` names, and how long each took; runs only when it is named.
+``words``: detectors made from each of six words (``make detector``), counted on the recordings of people in the folder
+that ``KWS_PEOPLE`` names; runs only when it is named.
 ``same``: a smoke run of the commit ``KWS_BEFORE`` against one of this checkout, all files byte for byte; for changes
 that are to move no number, so it runs only when it is named.
 

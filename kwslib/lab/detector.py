@@ -6,6 +6,7 @@ study has. Counted is among voices that none of them heard, and, where there are
 """
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from html import escape
@@ -39,7 +40,7 @@ MOST_TEACH = (*("train",) * 3, "val", *("train",) * 5, "test")  # of ten voices
 VOICES = SynthesisConfig(takes=3, near_misses=8, other_words=24, subsets=MOST_TEACH)
 STREAMS = ("ordinary", "dense", "sentences", "noise")
 STRONG = replace(WITHOUT_MASKS, room_share=0.4, tilt_db=3.0, speed=(0.75, 1.3))
-FEW_SOUNDS = 4  # so short a word of a synthesizer is hardly a person's
+VOWELS = re.compile("[aeiouæɑɐɒɔəɚɛɜɪʊʌː]+")  # a group of them makes a syllable
 
 
 def experiments() -> list[Experiment]:
@@ -108,9 +109,9 @@ def doubts(keyword: str) -> list[str]:
         found.append(f"{keyword!r} sounds like {', '.join(alike)}: who says that says the keyword, too")
     if keyword in everyday:
         found.append(f"{keyword!r} is a word of everyday talk: whenever somebody says it, it counts")
-    if len(sounds[keyword]) <= FEW_SOUNDS:
+    if len(VOWELS.findall(sounds[keyword])) < 2:
         found.append(
-            f"{keyword!r} is short ({sounds[keyword]}; near it: {', '.join(near)}), and short words of a synthesizer "
+            f"{keyword!r} is one syllable ({sounds[keyword]}; near it: {', '.join(near)}), and short words of a synthesizer "
             "carry over badly to people: take a longer one, or add recordings of people"
         )
     return found
@@ -123,9 +124,8 @@ def checked() -> dict[str, float]:
     """
     file = paths.ROOT / "reports" / "reference" / "proofs" / "words.json"
     counted = json.loads(file.read_text())["words"] if file.exists() else {}
-    return {
-        word: row["miss_at_1pct_fa"] for word, row in sorted(counted.items(), key=lambda of: of[1]["miss_at_1pct_fa"])
-    }
+    missed = {word: row["miss_at_1pct_fa"] for word, row in counted.items()}
+    return dict(sorted(missed.items(), key=lambda pair: pair[1]))
 
 
 def deliver(study: Study) -> Path:

@@ -18,10 +18,11 @@ from kwslib.training import checkpoints
 
 def test_words_that_make_bad_detectors_are_doubted():
     assert detector.doubts("jarvis") == []
-    (short,) = [said for said in detector.doubts("cat") if "short" in said]
+    (short,) = [said for said in detector.doubts("cat") if "syllable" in said]
     assert "take a longer one" in short
     assert any("sounds like" in said and "write" in said for said in detector.doubts("right"))
-    assert any("everyday talk" in said for said in detector.doubts("happy"))
+    (said,) = detector.doubts("happy")
+    assert "everyday talk" in said
     with pytest.raises(ValueError, match="cannot speak the keyword"):
         detector.doubts("привет")
 
