@@ -111,8 +111,8 @@ def doubts(keyword: str) -> list[str]:
         found.append(f"{keyword!r} is a word of everyday talk: whenever somebody says it, it counts")
     if len(VOWELS.findall(sounds[keyword])) < 2:
         found.append(
-            f"{keyword!r} is one syllable ({sounds[keyword]}; near it: {', '.join(near)}), and short words of a synthesizer "
-            "carry over badly to people: take a longer one, or add recordings of people"
+            f"{keyword!r} is one syllable ({sounds[keyword]}; near it: {', '.join(near)}), and short words of a "
+            "synthesizer carry over badly to people: take a longer one, or add recordings of people"
         )
     return found
 
