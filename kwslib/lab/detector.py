@@ -118,10 +118,7 @@ def doubts(keyword: str) -> list[str]:
 
 
 def checked() -> dict[str, float]:
-    """Of words whose detectors were counted among people, the share that they missed at 1 % false accepts.
-
-    Measured by ``tests/prove.py words``; empty where the repository, or that file, is not there.
-    """
+    """Share missed at 1 % FA of words that were counted among people (``tests/prove.py words``), if any were."""
     file = paths.ROOT / "reports" / "reference" / "proofs" / "words.json"
     counted = json.loads(file.read_text())["words"] if file.exists() else {}
     missed = {word: row["miss_at_1pct_fa"] for word, row in counted.items()}
