@@ -21,6 +21,7 @@ from kwslib.metrics import clear_ratio, interval95
 SCHEMA = 1
 COSTS = ("params", "macs_per_clip", "macs_per_second", "state_dict_bytes", "weights_bytes", "compact_bytes")
 OF_DETECTOR = "detector_macs_per_clip"  # of the net and of the log-mels it reads
+FRONT_END = FeatureConfig()  # of all studies
 LATENCIES = ("latency_ms_per_clip", "latency_ms_per_step")
 NUMBER = int | float
 MEASURED = int | float | None  # None or NaN where there was nothing to measure
@@ -38,7 +39,6 @@ FORM = {
     "note": str,
     "precision": str,
     "epochs": int,
-    "features": {},
     "metrics": {
         "au_fa_fr": NUMBER,
         "au_fa_fr_as_is?": NUMBER,  # early records: their au_fa_fr is that
@@ -259,8 +259,7 @@ def results(records: list[dict]) -> pd.DataFrame:
         row |= dict(zip(("ci95_low", "ci95_high"), metrics["au_fa_fr_ci95"], strict=True))
         row |= {key: metrics[key] for key in ("roc_auc", "n_keyword", "n_other")}
         row |= {key: cost.get(key, np.nan) for key in COSTS}
-        front_end = FeatureConfig(**{key: value for key, value in r["features"].items() if key != "class"})
-        row[OF_DETECTOR] = cost["macs_per_clip"] + front_end.frames_per_clip * front_end.macs_per_frame
+        row[OF_DETECTOR] = cost["macs_per_clip"] + FRONT_END.frames_per_clip * FRONT_END.macs_per_frame
         row |= {"precision": r["precision"], **{key: _measured(r, key) for key in LATENCIES}}
         rows.append(row | {"epochs": r["epochs"], "wall_s": r["run"]["wall_s"]})
     return pd.DataFrame(rows)
