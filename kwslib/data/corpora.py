@@ -26,7 +26,7 @@ from kwslib.processes import in_fresh_process, made_once
 
 NAMES = ("synthetic", *speech_commands.NAMES)  # what is not a folder
 WITH_VOICES = "synthetic+"  # before a folder: its recordings, and the voices of the synthesizer
-FEW_SPEAKERS = 10  # of recordings beside those voices: fewer all teach
+FEW_SPEAKERS = 10  # of recordings beside those voices: fewer, or nobody knows how many, all teach
 NOISE_FOLDER = "_background_noise_"
 LAYOUTS = {1: "<root>/<word>/<file>", 2: "<root>/<word>/<speaker>/<file>"}  # by the number of / in a clip's name
 PARTS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}  # hardly all the words there are
@@ -118,7 +118,12 @@ def load(
     if corpus == "synthetic":
         return _synthetic(keyword or "sheila", profile(profile_name).synthetic_speakers, synthesis_config)
     if corpus.startswith(WITH_VOICES):
-        recorded = load(corpus.removeprefix(WITH_VOICES), keyword)
+        if (folder := corpus.removeprefix(WITH_VOICES).strip()) in ("", "synthetic"):
+            raise CorpusError(
+                "these are no recordings: give a folder <root>/<word>/*.wav, as in RECORDINGS=path/to/words"
+            )
+        recorded = load(folder, keyword)
+        _refuse_names_of_voices(recorded)
         return _joined(load("synthetic", keyword, profile_name, synthesis_config), recorded)
     root = speech_commands.folder(corpus) if corpus in speech_commands.NAMES else _folder(corpus)
     return _from_folder(root, keyword)
@@ -178,6 +183,15 @@ def _synthetic(keyword: str, n_speakers: int, config: SynthesisConfig) -> Corpus
     return _open(folder, name, partial(synthesis.subset_of, config=config))
 
 
+def _refuse_names_of_voices(recorded: Corpus) -> None:
+    """Nobody could tell a person from a voice of the same name, nor keep both on their side of the split."""
+    if voices := sorted(set(filter(synthesis.is_voice, recorded.clips["speaker"]))):
+        raise CorpusError(
+            f"speakers of {recorded.name} are called like voices of the synthesizer: {', '.join(voices)}. "
+            f"Rename their files or folders, for example to {voices[0]}-recorded"
+        )
+
+
 def _joined(spoken: Corpus, recorded: Corpus) -> Corpus:
     """Both as one; of recordings, the speakers are split as those of Speech Commands, if there are enough of them."""
     name = f"{spoken.name}+{recorded.name}-{recorded.fingerprint[:6]}"
@@ -191,7 +205,7 @@ def _joined(spoken: Corpus, recorded: Corpus) -> Corpus:
         _finish(build, clips, spoken.noise | recorded.noise, recorded.unusable, planned, own_noise=True)
 
     _prepare_once(folder, make)
-    few = recorded.clips["speaker"].nunique() < FEW_SPEAKERS
+    few = not recorded.names_tell_speakers or recorded.clips["speaker"].nunique() < FEW_SPEAKERS
 
     def subset_of(speaker: str) -> str:
         if synthesis.is_voice(speaker):
@@ -255,6 +269,8 @@ def _check_words(root: Path, found: list[str], words: list[str], keyword: str | 
         its = "its words are" if near is words else f"the nearest of its {len(words):,} words are"
         other = next((file for file in map(paths.printable, found) if word in file.split("/")[:-1]), None)
         hint = f". {other} is not of that word: {place}" if other else ""
+        if capitals := [name for name in words if name.lower() == word]:
+            hint = f". Capitals count; beside voices, which know none, {capitals[0]} must be called {word}"
         raise CorpusError(f"the keyword {keyword!r} is not in {root}: {its} {', '.join(near)}{hint}")
 
 
