@@ -119,11 +119,11 @@ def load(
         return _synthetic(keyword or "sheila", profile(profile_name).synthetic_speakers, synthesis_config)
     if corpus.startswith(WITH_VOICES):
         if (folder := corpus.removeprefix(WITH_VOICES).strip()) in ("", "synthetic"):
-            raise CorpusError(
-                "these are no recordings: give a folder <root>/<word>/*.wav, as in RECORDINGS=path/to/words"
-            )
+            raise CorpusError("these are no recordings: give a folder <root>/<word>/*.wav")
         recorded = load(folder, keyword)
-        _refuse_names_of_voices(recorded)
+        if voices := sorted(filter(synthesis.is_voice, recorded.clips["speaker"].unique())):
+            called = f"speakers of {recorded.name} are called like voices of the synthesizer: {', '.join(voices)}"
+            raise CorpusError(f"{called}. Rename their files or folders, for example to {voices[0]}-recorded")
         return _joined(load("synthetic", keyword, profile_name, synthesis_config), recorded)
     root = speech_commands.folder(corpus) if corpus in speech_commands.NAMES else _folder(corpus)
     return _from_folder(root, keyword)
@@ -183,15 +183,6 @@ def _synthetic(keyword: str, n_speakers: int, config: SynthesisConfig) -> Corpus
     return _open(folder, name, partial(synthesis.subset_of, config=config))
 
 
-def _refuse_names_of_voices(recorded: Corpus) -> None:
-    """Nobody could tell a person from a voice of the same name, nor keep both on their side of the split."""
-    if voices := sorted(set(filter(synthesis.is_voice, recorded.clips["speaker"]))):
-        raise CorpusError(
-            f"speakers of {recorded.name} are called like voices of the synthesizer: {', '.join(voices)}. "
-            f"Rename their files or folders, for example to {voices[0]}-recorded"
-        )
-
-
 def _joined(spoken: Corpus, recorded: Corpus) -> Corpus:
     """Both as one; of recordings, the speakers are split as those of Speech Commands, if there are enough of them."""
     name = f"{spoken.name}+{recorded.name}-{recorded.fingerprint[:6]}"
@@ -208,9 +199,8 @@ def _joined(spoken: Corpus, recorded: Corpus) -> Corpus:
     few = not recorded.names_tell_speakers or recorded.clips["speaker"].nunique() < FEW_SPEAKERS
 
     def subset_of(speaker: str) -> str:
-        if synthesis.is_voice(speaker):
-            return spoken.subset_of(speaker)
-        return "train" if few else speech_commands.subset_of(speaker)
+        of_person = "train" if few else speech_commands.subset_of(speaker)
+        return spoken.subset_of(speaker) if synthesis.is_voice(speaker) else of_person
 
     return _open(folder, name, subset_of)
 
@@ -227,10 +217,8 @@ def _from_folder(root: Path, keyword: str | None) -> Corpus:
     files = [file for file in of_words if file.count("/") == depth]
     dead = {file for file in found if not os.path.exists(root / file)}
     if dead.issuperset(files):
-        others = (
-            f". What there is lies elsewhere or is a dead link, such as {paths.printable(found[0])}" if found else ""
-        )
-        raise CorpusError(f"no recordings in {root}, where {LAYOUTS[1]} or {LAYOUTS[2]} is expected{others}")
+        rest = f". What there is lies elsewhere or is a dead link, such as {paths.printable(found[0])}" if found else ""
+        raise CorpusError(f"no recordings in {root}, where {LAYOUTS[1]} or {LAYOUTS[2]} is expected{rest}")
     place = f"this folder is read as {LAYOUTS[depth]}, its noise as <root>/{NOISE_FOLDER}/<file>"
     _check_words(root, found, sorted({paths.printable(_word(file)) for file in files}), keyword, place)
     listing = []
@@ -269,8 +257,6 @@ def _check_words(root: Path, found: list[str], words: list[str], keyword: str | 
         its = "its words are" if near is words else f"the nearest of its {len(words):,} words are"
         other = next((file for file in map(paths.printable, found) if word in file.split("/")[:-1]), None)
         hint = f". {other} is not of that word: {place}" if other else ""
-        if capitals := [name for name in words if name.lower() == word]:
-            hint = f". Capitals count; beside voices, which know none, {capitals[0]} must be called {word}"
         raise CorpusError(f"the keyword {keyword!r} is not in {root}: {its} {', '.join(near)}{hint}")
 
 

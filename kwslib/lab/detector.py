@@ -7,7 +7,6 @@ study has. Counted is among voices that none of them heard, and, where there are
 
 from collections.abc import Callable
 from dataclasses import replace
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -148,21 +147,8 @@ def deliver(study: Study) -> Path:
     paths.write_atomically(folder / f"{folder.name}.kws", compact)
     paths.write_atomically(folder / f"{folder.name}.onnx", onnx)
     paths.write_atomically(folder / "card.md", card(study, record, model, len(compact)))
-    paths.write_atomically(folder / "index.html", page(study.keyword, compact))
+    paths.write_atomically(folder / "index.html", player.page(study.keyword, compact, VOICES))
     return folder
-
-
-def page(keyword: str, compact: bytes) -> str:
-    """A page of its own that listens, to the microphone, dropped recordings and voices of the synthesizer."""
-    track = player.spoken(keyword, VOICES)
-    listens = player.html(player.given(compact, {} if track is None else {"Synthetic voices": track}, keyword))
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(keyword)}</title>\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"></head>\n'
-        '<body style="font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem">\n'
-        f"<h1>{escape(keyword)}</h1>\n<p>{len(compact):,} bytes in this page listen; nothing is sent anywhere.</p>\n"
-        f"{listens}\n</body></html>\n"
-    )
 
 
 def card(study: Study, record: dict, model: nn.Module, n_bytes: int) -> str:

@@ -91,6 +91,19 @@ def html(given: dict[str, Any]) -> str:
     )
 
 
+def page(keyword: str, compact: bytes, config: SynthesisConfig) -> str:
+    """A page of its own that listens, to the microphone, dropped recordings and voices of the synthesizer."""
+    track = spoken(keyword, config)
+    listens = html(given(compact, {} if track is None else {"Synthetic voices": track}, keyword))
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(keyword)}</title>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"></head>\n'
+        '<body style="font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem">\n'
+        f"<h1>{escape(keyword)}</h1>\n<p>{len(compact):,} bytes in this page listen; nothing is sent anywhere.</p>\n"
+        f"{listens}\n</body></html>\n"
+    )
+
+
 def keep(study: str, keyword: str) -> Path | None:
     """Write what the report of a study plays: its recommended stream detector, or its smallest one, and a spoken track.
 
