@@ -26,7 +26,7 @@ from kwslib.processes import in_fresh_process, made_once
 
 NAMES = ("synthetic", *speech_commands.NAMES)  # what is not a folder
 WITH_VOICES = "synthetic+"  # before a folder: its recordings, and the voices of the synthesizer
-FEW_SPEAKERS = 10  # of recordings beside those voices: fewer all teach
+FEW_SPEAKERS = 10  # of recordings beside those voices: fewer, or nobody knows how many, all teach
 NOISE_FOLDER = "_background_noise_"
 LAYOUTS = {1: "<root>/<word>/<file>", 2: "<root>/<word>/<speaker>/<file>"}  # by the number of / in a clip's name
 PARTS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}  # hardly all the words there are
@@ -118,7 +118,12 @@ def load(
     if corpus == "synthetic":
         return _synthetic(keyword or "sheila", profile(profile_name).synthetic_speakers, synthesis_config)
     if corpus.startswith(WITH_VOICES):
-        recorded = load(corpus.removeprefix(WITH_VOICES), keyword)
+        if (folder := corpus.removeprefix(WITH_VOICES).strip()) in ("", "synthetic"):
+            raise CorpusError("these are no recordings: give a folder <root>/<word>/*.wav")
+        recorded = load(folder, keyword)
+        if voices := sorted(filter(synthesis.is_voice, recorded.clips["speaker"].unique())):
+            called = f"speakers of {recorded.name} are called like voices of the synthesizer: {', '.join(voices)}"
+            raise CorpusError(f"{called}. Rename their files or folders, for example to {voices[0]}-recorded")
         return _joined(load("synthetic", keyword, profile_name, synthesis_config), recorded)
     root = speech_commands.folder(corpus) if corpus in speech_commands.NAMES else _folder(corpus)
     return _from_folder(root, keyword)
@@ -191,12 +196,11 @@ def _joined(spoken: Corpus, recorded: Corpus) -> Corpus:
         _finish(build, clips, spoken.noise | recorded.noise, recorded.unusable, planned, own_noise=True)
 
     _prepare_once(folder, make)
-    few = recorded.clips["speaker"].nunique() < FEW_SPEAKERS
+    few = not recorded.names_tell_speakers or recorded.clips["speaker"].nunique() < FEW_SPEAKERS
 
     def subset_of(speaker: str) -> str:
-        if synthesis.is_voice(speaker):
-            return spoken.subset_of(speaker)
-        return "train" if few else speech_commands.subset_of(speaker)
+        of_person = "train" if few else speech_commands.subset_of(speaker)
+        return spoken.subset_of(speaker) if synthesis.is_voice(speaker) else of_person
 
     return _open(folder, name, subset_of)
 
@@ -213,10 +217,8 @@ def _from_folder(root: Path, keyword: str | None) -> Corpus:
     files = [file for file in of_words if file.count("/") == depth]
     dead = {file for file in found if not os.path.exists(root / file)}
     if dead.issuperset(files):
-        others = (
-            f". What there is lies elsewhere or is a dead link, such as {paths.printable(found[0])}" if found else ""
-        )
-        raise CorpusError(f"no recordings in {root}, where {LAYOUTS[1]} or {LAYOUTS[2]} is expected{others}")
+        rest = f". What there is lies elsewhere or is a dead link, such as {paths.printable(found[0])}" if found else ""
+        raise CorpusError(f"no recordings in {root}, where {LAYOUTS[1]} or {LAYOUTS[2]} is expected{rest}")
     place = f"this folder is read as {LAYOUTS[depth]}, its noise as <root>/{NOISE_FOLDER}/<file>"
     _check_words(root, found, sorted({paths.printable(_word(file)) for file in files}), keyword, place)
     listing = []

@@ -8,6 +8,8 @@ synthesizer. Its voices that judge are not those that teach.
 """
 
 import math
+import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,7 +26,7 @@ from kwslib.data.corpora import Corpus
 from kwslib.data.features import VERSION as LOGMELS_VERSION
 from kwslib.data.features import LogMel, from_int16, n_frames, new_array, one_thread, prepared
 from kwslib.data.synthesis import coloured_noise
-from kwslib.processes import helped, in_fresh_processes, made_once
+from kwslib.processes import helped, in_fresh_process, in_fresh_processes, made_once
 
 COLOURS = {"white": 0.0, "pink": 0.5, "brown": 1.0}  # amplitude falls with this power of the frequency
 FRAMES = n_frames(FeatureConfig()) - 1  # of each second; the first frame of all has heard nothing yet
@@ -35,24 +37,38 @@ BLOCK = 256  # pieces that share a random seed
 TALK_VERSION = 1  # raise it, and those of pieces and tracks, when the same talk would sound different
 MOST_TALK_S = 3600  # to learn from
 TURN_S = 30  # one voice talks for so long
+MOST_TRIES = 2_000  # until a sentence is without the keyword
 SENTENCES, SLOTS = tuple(synthesis.ENGLISH["sentences"]), synthesis.ENGLISH["slots"]
 
 
-def sentence(keyword: str, rng: np.random.Generator) -> str:
-    """Something to say without the keyword, nor a word that holds it.
+def sentence(keyword: str, rng: np.random.Generator, alike: Collection[str] = ()) -> str:
+    """Something to say without the keyword, nor a word that holds it, nor one of those that sound ``alike``.
 
     >>> "cat" in sentence("cat", np.random.default_rng(0))
     False
+
+    Raises:
+        ValueError: there hardly is one.
     """
-    while True:
+    for _ in range(MOST_TRIES):
         text = str(rng.choice(SENTENCES))
         for slot, said in SLOTS.items():
             options = said.split("|") if "|" in said else said.split()
             options = [*options, *synthesis.NEIGHBOURS] if slot == "N" else options
             while f"{{{slot}}}" in text:
                 text = text.replace(f"{{{slot}}}", str(rng.choice(options)), 1)
-        if not any(word in text for word in keyword.lower().split()):
+        plain = text.lower()
+        if not any(word in plain for word in keyword.lower().split()) and not set(alike).intersection(plain.split()):
             return text
+    raise ValueError(f"hardly a sentence goes without {keyword!r}: give a keyword of fewer everyday words")
+
+
+def sounding_like(keyword: str) -> list[str]:
+    """The words of those sentences that sound like the keyword: who says one of them says the keyword, too."""
+    texts = (*SENTENCES, *SLOTS.values(), *synthesis.NEIGHBOURS)
+    words = sorted({word for text in texts for word in re.findall(r"[a-z'’]+", text.lower())})
+    sounds = in_fresh_process(synthesis.sounds_of, keyword, *words)
+    return [word for word in words if sounds[word] == sounds[keyword]]
 
 
 def talk(corpus: Corpus, keyword: str, subset: str, seconds: float) -> np.ndarray:
@@ -68,14 +84,15 @@ def talk(corpus: Corpus, keyword: str, subset: str, seconds: float) -> np.ndarra
     with made_once(path) as missing:
         if missing:
             parts = [range(start, n_turns, synthesis.N_PARTS) for start in range(synthesis.N_PARTS)]
-            spoken = in_fresh_processes(_talked, [(keyword, subset, voices, part) for part in parts])
+            alike = sounding_like(keyword)
+            spoken = in_fresh_processes(_talked, [(keyword, alike, subset, voices, part) for part in parts])
             with new_array(path, np.int16, (n_turns, TURN_S * SAMPLE_RATE)) as out:
                 for part, turns in zip(parts, spoken, strict=True):
                     out[part] = turns
     return np.load(path, mmap_mode="r").reshape(-1)
 
 
-def _talked(keyword: str, subset: str, voices: dict[str, str], turns: range) -> np.ndarray:
+def _talked(keyword: str, alike: list[str], subset: str, voices: dict[str, str], turns: range) -> np.ndarray:
     """Some turns of a talk, (turns, samples) int16: a voice each, whose sentences follow one another."""
     names, espeak, said = list(voices), synthesis.Espeak(), []
     for turn in turns:
@@ -84,7 +101,8 @@ def _talked(keyword: str, subset: str, voices: dict[str, str], turns: range) -> 
         sound = rng.uniform(120, 220), rng.uniform(15, 85), rng.uniform(10, 90), rng.uniform(0.9, 1.12)
         pieces = [np.zeros(0, np.float32)]
         while sum(map(len, pieces)) < TURN_S * SAMPLE_RATE:
-            pieces += [espeak.say(sentence(keyword, rng), *sound), np.zeros(int(rng.uniform(0.1, 0.8) * SAMPLE_RATE))]
+            pieces += [espeak.say(sentence(keyword, rng, alike), *sound)]
+            pieces += [np.zeros(int(rng.uniform(0.1, 0.8) * SAMPLE_RATE))]
         whole = np.concatenate(pieces)[: TURN_S * SAMPLE_RATE]
         said.append(np.round(whole * 0.5 / np.abs(whole).max() * 32767).astype(np.int16))
     return np.array(said, np.int16).reshape(-1, TURN_S * SAMPLE_RATE)

@@ -59,8 +59,7 @@ def folder(name: str) -> Path:
         DownloadError: no network, cut off, a wrong checksum, an archive that is not what it should be, or
             too little room, or recordings that are not those of the part's list.
     """
-    target = paths.downloads() / name
-    target.parent.mkdir(parents=True, exist_ok=True)
+    (target := paths.downloads() / name).parent.mkdir(parents=True, exist_ok=True)
     with made_once(target) as missing:
         if missing and name == PART:
             _pick(folder(WHOLE), target)
@@ -79,9 +78,8 @@ def _download(url: str, sha256: str, target: Path) -> None:
         _fetch(url, part)
     except (OSError, http.client.HTTPException) as error:
         kept = f"{part.stat().st_size / 1e6:,.0f} MB are kept, " if part.exists() else ""
-        raise DownloadError(
-            f"{url} could not be downloaded ({error}): {kept}run again to continue, or give a folder that holds it"
-        ) from None
+        rest = f"{kept}run again to continue, or give a folder that holds it"
+        raise DownloadError(f"{url} could not be downloaded ({error}): {rest}") from None
     with part.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
@@ -96,15 +94,15 @@ def _fetch(url: str, part: Path) -> None:
     try:
         response = urlopen(Request(url, headers={"Range": f"bytes={done}-"} if done else {}), timeout=TIMEOUT_S)
     except HTTPError as error:
-        if error.code == 416:  # nothing is left to fetch
-            return
-        raise
+        if error.code != 416:  # then nothing is left to fetch
+            raise
+        return
     with response:
         if response.status != 206:  # the server begins at the beginning
             done = 0
-        length = response.headers["Content-Length"]  # a proxy may leave it out
-        total = done + int(length) if length else None
-        paths.require_space(part.parent, int(UNPACKED * (total or 0)) + int(length or 0))
+        length = int(response.headers["Content-Length"] or 0)  # a proxy may leave it out
+        total = done + length if length else None
+        paths.require_space(part.parent, int(UNPACKED * (total or 0)) + length)
         bar = tqdm(desc=f"downloading {part.stem}", total=total, initial=done, unit="B", unit_scale=True)
         with bar, part.open("ab" if done else "wb") as file:
             while block := response.read(1 << 20):
@@ -195,8 +193,7 @@ def _write_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -
     if member.size < 0 or member.issparse():
         raise tarfile.TarError(f"{member.name[:200]!r} cannot have {member.size:,} bytes")
     if member.isfile():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        (path := folder / name).parent.mkdir(parents=True, exist_ok=True)
         paths.require_space(path.parent, member.size)
         with tar.extractfile(member) as source, path.open("wb") as copy:
             shutil.copyfileobj(source, copy)

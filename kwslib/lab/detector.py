@@ -9,19 +9,18 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from html import escape
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
 from kwslib import paths
-from kwslib.config import SynthesisConfig, describe, profile
+from kwslib.config import SAMPLE_RATE, FeatureConfig, SynthesisConfig, describe, profile
 from kwslib.data import corpora, synthesis
 from kwslib.data.augment import WITHOUT_MASKS
 from kwslib.lab import verify
 from kwslib.lab.run import Experiment
-from kwslib.lab.study import ExperimentError, Study
+from kwslib.lab.study import ExperimentError, Study, refuse_to_overwrite
 from kwslib.lab.workers import run
 from kwslib.nets import crnn
 from kwslib.nets.losses import Labels, SoftTargets
@@ -81,10 +80,11 @@ def make(
 
     Raises:
         CorpusError: a word that the voices cannot say, or no such folder.
-        ExperimentError: a training failed.
+        ExperimentError: a training failed, or there is a detector of a larger profile.
     """
     study = study_of(keyword, recordings, profile_name)
-    for sentence in doubts(study.keyword):
+    refuse_to_overwrite(study)
+    for sentence in [*doubts(study.keyword), *doubts_of_recordings(study)]:
         say(sentence)
     if people:
         verify.people_for(study, people)  # whatever is wrong with it is said before anything is trained
@@ -125,6 +125,22 @@ def checked() -> dict[str, float]:
     return dict(sorted(missed.items(), key=lambda pair: pair[1]))
 
 
+def doubts_of_recordings(study: Study) -> list[str]:
+    """Why the recordings that it learns from, if any, may make a bad detector, in sentences."""
+    recorded = _recorded(study.corpus)
+    if len(recorded.clips) and recorded.is_keyword(study.keyword).all():
+        return [
+            f"the recordings hold nothing but {study.keyword!r}, so a person's voice alone may pass for it: "
+            "add other words by the same people"
+        ]
+    return []
+
+
+def _recorded(corpus: corpora.Corpus) -> corpora.Corpus:
+    """The clips of a corpus that no voice of the synthesizer says."""
+    return replace(corpus, clips=corpus.clips[~corpus.clips["speaker"].map(synthesis.is_voice)])
+
+
 def deliver(study: Study) -> Path:
     """Write the folder of a detector that is trained.
 
@@ -141,21 +157,8 @@ def deliver(study: Study) -> Path:
     paths.write_atomically(folder / f"{folder.name}.kws", compact)
     paths.write_atomically(folder / f"{folder.name}.onnx", onnx)
     paths.write_atomically(folder / "card.md", card(study, record, model, len(compact)))
-    paths.write_atomically(folder / "index.html", page(study.keyword, compact))
+    paths.write_atomically(folder / "index.html", player.page(study.keyword, compact, VOICES))
     return folder
-
-
-def page(keyword: str, compact: bytes) -> str:
-    """A page of its own that listens, to the microphone, dropped recordings and voices of the synthesizer."""
-    track = player.spoken(keyword)
-    listens = player.html(player.given(compact, {} if track is None else {"Synthetic voices": track}, keyword))
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(keyword)}</title>\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"></head>\n'
-        '<body style="font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem">\n'
-        f"<h1>{escape(keyword)}</h1>\n<p>{len(compact):,} bytes in this page listen; nothing is sent anywhere.</p>\n"
-        f"{listens}\n</body></html>\n"
-    )
 
 
 def card(study: Study, record: dict, model: nn.Module, n_bytes: int) -> str:
@@ -164,27 +167,35 @@ def card(study: Study, record: dict, model: nn.Module, n_bytes: int) -> str:
 
     look = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     template = Environment(loader=PackageLoader("kwslib.lab", "."), **look).get_template("card.md.j2")
-    speakers, train = study.corpus.clips["speaker"].to_numpy(), study.split.train
+    clips, recorded = study.corpus.clips, _recorded(study.corpus)
+    train, test = (set(clips["speaker"].iloc[rows]) for rows in (study.split.train, study.split.test))
+    taught = recorded.clips[recorded.clips["speaker"].isin(train)]
     streams = record["metrics"]["streams"]
     decision = Decision(**streams["decision"])
     people = records.people(paths.reports(study.name))
+    among = (people or {"runs": {}})["runs"].get(paths.label(MADE, 0))
+    if among and among["sha256"] != record["checkpoint"]["sha256"]:  # of an earlier detector
+        among = None
     return template.render(
         keyword=study.keyword,
         profile=study.profile.name,
         file=paths.slug(study.keyword),
         n_bytes=n_bytes,
-        macs=record["cost"]["macs_per_clip"],
-        voices=len({speaker.partition("_")[0] for speaker in speakers[train] if synthesis.is_voice(speaker)}),
-        recorded=len({speaker for speaker in speakers[train] if not synthesis.is_voice(speaker)}),
-        said=int(study.labels[train].sum()),
-        others=int((study.labels[train] == 0).sum()),
+        macs=record["cost"]["macs_per_second"],
+        logmel_macs=FeatureConfig().macs_per_frame * SAMPLE_RATE // FeatureConfig().hop_length,
+        voices=len(list(filter(synthesis.is_voice, train))),
+        recordings=len(taught),
+        recorded=taught["speaker"].nunique() if recorded.names_tell_speakers else None,
+        judging=len(test.intersection(recorded.clips["speaker"])),
+        said=int(study.labels[study.split.train].sum()),
+        others=int((study.labels[study.split.train] == 0).sum()),
         points=[point for point in streams["points"] if point["asked_fa_per_h"] in (None, decision.fa_per_h)],
         confused=confused(study, model),
         decision=decision,
         threshold=float(decision.probability(decision.threshold)),
         people=people,
-        among=people and people["runs"][paths.label(MADE, 0)],
-        doubts=doubts(study.keyword),
+        among=among,
+        doubts=[*doubts(study.keyword), *doubts_of_recordings(study)],
         checked=checked(),
     )
 

@@ -217,12 +217,16 @@ def open_study(
         str(corpus), keyword, split, chosen, seeds or chosen.seeds, synthesis, paths.slug(variant) if variant else ""
     )
     if not to_read:
-        _refuse_to_overwrite(study)
+        refuse_to_overwrite(study)
     return study
 
 
-def _refuse_to_overwrite(study: Study) -> None:
-    """A quick run must not replace the results of a long one, nor a keyword those of another."""
+def refuse_to_overwrite(study: Study) -> None:
+    """A quick run must not replace the results of a long one, nor a keyword those of another.
+
+    Raises:
+        ExperimentError: it would.
+    """
     sizes = list(PROFILES)
     for file in records.folder(study.name).glob("*.json"):
         try:

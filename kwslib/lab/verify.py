@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from kwslib import metrics, paths, processes
 from kwslib.config import profile
-from kwslib.data import corpora, features
+from kwslib.data import corpora, features, synthesis
 from kwslib.lab.study import Study
 from kwslib.nets import crnn
 from kwslib.results import records
@@ -247,6 +247,8 @@ def people_for(study: Study, folder: str) -> tuple[corpora.Corpus, np.ndarray, d
     # Synthetic speakers have names of their own, which mean nothing among people.
     if study.corpus_argument != "synthetic" and study.corpus.names_tell_speakers and corpus.names_tell_speakers:
         learnt_from = own["speaker"].iloc[np.union1d(study.split.train, study.split.val)]
+        if study.corpus_argument.startswith(corpora.WITH_VOICES):
+            learnt_from = learnt_from[~learnt_from.map(synthesis.is_voice)]
         heard = clips["speaker"].isin(learnt_from).to_numpy() & ~known
     rows = np.flatnonzero(~known & ~heard)
     is_keyword, speakers = corpus.is_keyword(study.keyword)[rows], clips["speaker"].to_numpy()[rows]

@@ -91,6 +91,19 @@ def html(given: dict[str, Any]) -> str:
     )
 
 
+def page(keyword: str, compact: bytes, config: SynthesisConfig) -> str:
+    """A page of its own that listens, to the microphone, dropped recordings and voices of the synthesizer."""
+    track = spoken(keyword, config)
+    listens = html(given(compact, {} if track is None else {"Synthetic voices": track}, keyword))
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(keyword)}</title>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"></head>\n'
+        '<body style="font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem">\n'
+        f"<h1>{escape(keyword)}</h1>\n<p>{len(compact):,} bytes in this page listen; nothing is sent anywhere.</p>\n"
+        f"{listens}\n</body></html>\n"
+    )
+
+
 def keep(study: str, keyword: str) -> Path | None:
     """Write what the report of a study plays: its recommended stream detector, or its smallest one, and a spoken track.
 
@@ -133,21 +146,22 @@ def _detector(study: str) -> Path | None:
     return min(found, key=lambda file: file.stat().st_size, default=None)
 
 
-def spoken(keyword: str) -> Spoken | None:
+def spoken(keyword: str, config: SynthesisConfig = SynthesisConfig()) -> Spoken | None:
     """Seven words by as many of the synthesizer's test voices, two of them the keyword, over faint noise.
 
-    Nothing where eSpeak NG cannot say the keyword.
+    Nothing where eSpeak NG cannot say the keyword. ``config`` says which voices those are.
     """
     try:
-        return Spoken(*in_fresh_process(_spoken, keyword, synthesis.vocabulary(keyword)))
+        return Spoken(*in_fresh_process(_spoken, keyword, synthesis.vocabulary(keyword), config))
     except ValueError:
         return None
 
 
-def _spoken(keyword: str, words: synthesis.Vocabulary) -> tuple[np.ndarray, list[tuple[float, float]]]:
-    config, rng = SynthesisConfig(), np.random.default_rng(0)
-    espeak = synthesis.Espeak()
-    voices = {name: voice for name, voice in synthesis.speakers(200).items() if synthesis.subset_of(name) == "test"}
+def _spoken(
+    keyword: str, words: synthesis.Vocabulary, config: SynthesisConfig
+) -> tuple[np.ndarray, list[tuple[float, float]]]:
+    rng, espeak, every = np.random.default_rng(0), synthesis.Espeak(), synthesis.speakers(200)
+    voices = {name: voice for name, voice in every.items() if synthesis.subset_of(name, config) == "test"}
     samples = rng.normal(0, 10 ** (-55 / 20), SPOKEN_S * SAMPLE_RATE)
     names, keywords_s = rng.choice(sorted(voices), len(SAID), replace=False), []
     for i, (name, rank) in enumerate(zip(names, SAID, strict=True)):

@@ -284,6 +284,20 @@ def test_two_that_want_the_same_corpus_wait_for_each_other(folder):
     assert len(reads) == 72 + 1  # once: the clips and the noise
 
 
+def test_recordings_beside_voices_that_could_be_taken_for_something_else_are_refused(folder):
+    for nothing in ("synthetic+", "synthetic+synthetic"):
+        with pytest.raises(corpora.CorpusError, match="these are no recordings"):
+            corpora.load(nothing, "go", "smoke")
+    (folder / "go").rename(folder / "Go")
+    with pytest.raises(corpora.CorpusError, match="its words are Go, stop"):
+        corpora.load(f"synthetic+{folder}", "go", "smoke")
+    (folder / "Go").rename(folder / "go")
+    for file in (folder / "go").glob("s01_*"):
+        file.rename(file.with_name(file.name.replace("s01", "f1")))
+    with pytest.raises(corpora.CorpusError, match="like voices of the synthesizer: f1. Rename .* to f1-recorded"):
+        corpora.load(f"synthetic+{folder}", "go", "smoke")
+
+
 def test_voices_and_recordings_together_are_one_corpus(folder, monkeypatch):
     """Few people all teach; the voices keep their own rule."""
     for other in ("stop", "zoom in"):

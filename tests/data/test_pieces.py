@@ -64,12 +64,23 @@ def test_nobody_says_the_keyword_in_talk():
     rng = np.random.default_rng(0)
     said = [pieces.sentence("hap", rng) for _ in range(500)]
     assert len(set(said)) > 400 and not any("hap" in text or "{" in text for text in said)
+    assert not any("Monday" in pieces.sentence("monday", rng) for _ in range(300))
+    with pytest.raises(ValueError, match="hardly a sentence goes without 'i o e'"):
+        pieces.sentence("i o e", rng)
+
+
+def test_nobody_says_in_talk_what_sounds_like_the_keyword():
+    alike = pieces.sounding_like("write")
+    assert set(alike) == {"right", "write"} and pieces.sounding_like("jarvis") == []
+    rng = np.random.default_rng(0)
+    assert any("right now" in pieces.sentence("write", rng) for _ in range(300))
+    assert not any("right" in pieces.sentence("write", rng, alike) for _ in range(300))
 
 
 @pytest.mark.slow
-def test_talk_is_the_same_every_time_of_other_voices_in_each_part_and_longer_talk_begins_alike():
-    minute = {part: np.array(pieces.talk("go", part, 60)) for part in ("train", "test")}
-    longer = pieces.talk("go", "train", 85)
+def test_talk_is_the_same_every_time_of_other_voices_in_each_part_and_longer_talk_begins_alike(corpus):
+    minute = {part: np.array(pieces.talk(corpus, "go", part, 60)) for part in ("train", "test")}
+    longer = pieces.talk(corpus, "go", "train", 85)
     assert len(minute["train"]) == 60 * 16_000 and len(longer) == 90 * 16_000
     np.testing.assert_array_equal(longer[: 60 * 16_000], minute["train"])
     assert (minute["train"] != minute["test"]).mean() > 0.5

@@ -37,13 +37,30 @@ def test_those_who_judge_do_not_teach():
     assert len(parts["train"]) > 60 and min(map(len, parts.values())) >= 8
 
 
+def test_recordings_of_the_keyword_alone_are_doubted(tmp_path):
+    rng = np.random.default_rng(0)
+    (doubt,) = detector.doubts_of_recordings(_with(tmp_path, "jarvis", rng))
+    assert "nothing but 'jarvis'" in doubt and "add other words by the same people" in doubt
+    assert detector.doubts_of_recordings(_with(tmp_path, "table", rng)) == []
+
+
+def _with(tmp_path, word, rng):
+    (tmp_path / "mine" / word).mkdir(parents=True)
+    for i in range(12):  # names that tell no speakers: they all teach
+        soundfile.write(tmp_path / "mine" / word / f"{i}.wav", tone(500.0, rng), SAMPLE_RATE)
+    study = detector.study_of("jarvis", str(tmp_path / "mine"), "smoke")
+    speakers = study.corpus.clips["speaker"]
+    assert set(speakers.iloc[study.split.train]) >= {str(i) for i in range(12)}
+    return study
+
+
 @pytest.mark.slow
 def test_a_word_and_a_folder_of_recordings_become_a_detector_with_its_card(tmp_path, capsys):
     rng = np.random.default_rng(0)
-    for root, speakers in (("mine", ("me", "you")), ("others", ("a", "b", "c"))):
+    for root, speakers in (("mine", ("me", "you")), ("others", ("a", "b", "f1"))):
         for word, frequency in (("jarvis", 500.0), ("table", 900.0)):
             (tmp_path / root / word).mkdir(parents=True)
-            for speaker in speakers:
+            for speaker in speakers:  # f1 is a voice, too, and is not the one that teaches
                 file = tmp_path / root / word / f"{speaker}_0.wav"
                 soundfile.write(file, tone(frequency, rng), SAMPLE_RATE)
     folders = ["--recordings", str(tmp_path / "mine"), "--people", str(tmp_path / "others"), "--profile", "smoke"]
@@ -73,6 +90,13 @@ def test_a_word_and_a_folder_of_recordings_become_a_detector_with_its_card(tmp_p
     monkey = (made / "jarvis.kws").stat().st_mtime_ns
     assert main(["make", "jarvis", *folders]) == 0  # goes on: nothing is trained again
     assert (made / "jarvis.kws").stat().st_mtime_ns > monkey
+
+    people = paths.reports(study.name) / "people.json"
+    found = json.loads(people.read_text())
+    for runs in ({}, {"detector-seed0": {**found["runs"]["detector-seed0"], "sha256": "of an earlier detector"}}):
+        paths.write_json(people, {**found, "runs": runs})
+        detector.deliver(study)
+        assert "it was not tried" in (made / "card.md").read_text()
 
 
 def test_a_word_nobody_can_say_and_a_folder_that_is_not_there_get_a_sentence(capsys):
