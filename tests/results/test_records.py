@@ -22,6 +22,7 @@ def record(name, seed, area, macs=1000, size=4000, control=None, order=0, replic
         "profile": "smoke",
         "precision": precision,
         "epochs": 1,
+        "features": {},
         "metrics": {
             "au_fa_fr": area,
             "au_fa_fr_as_is": area * 2,
