@@ -31,6 +31,18 @@ FOR = {
     "stream": ("A microphone", "stream", "--mic"),
     "smallest": ("The fewest bytes", "export", "--out detector.onnx"),
 }  # purpose -> for people, and the command to begin with
+COSTS = (  # axes of the plot to explore: column, what it says, unit
+    ("macs_per_clip", "MACs per clip", 1),
+    ("detector_macs_per_clip", "MACs per clip, whole detector", 1),
+    ("state_dict_bytes", "torch file, kB", 1e-3),
+    ("compact_bytes", "compact file, kB", 1e-3),
+    ("latency_ms_per_clip", "latency per clip, ms", 1),
+)
+QUALITIES = (  # the same, and the ends of its interval; lower is better
+    ("au_fa_fr", "AU-FA-FR of test clips, ×1e-5", 1e5, "ci95_low", "ci95_high"),
+    ("stream_miss", "missed in test streams, %", 100, "stream_low", "stream_high"),
+    ("people_miss", "people: misses at 1 % FA, %", 100, "people_miss_low", "people_miss_high"),
+)
 NOTEBOOKS = ("01_split_and_baseline", "02_streaming", "03_kd", "04_attention_kd", "05_quant_fp16", "06_plots")
 
 
@@ -72,6 +84,7 @@ def render(study: str, folder: Path, still: str = "") -> str:
         answers.insert(1, f"On streams: {tables.say_streams(small, summary)}")
     published_one = folder.parent.name == "reference"
     home = f"checkpoints/{'reference/' if published_one else ''}{study}"
+    way_home = "../../" + "../" * published_one + home
     return template.render(
         study=study,
         still=still,
@@ -86,7 +99,7 @@ def render(study: str, folder: Path, still: str = "") -> str:
         answers=answers,
         take=models(tables.recommended(found, summary, points), summary),
         home=home,
-        way_home="../../" + "../" * published_one + home,
+        way_home=way_home,
         sentences=[tables.say_smallest(clips), tables.say_power(records.clear_ratios(found, clips))],
         streams=[] if points.empty else [_html(table) for table in _carried_and_all(points)],
         stream_sentences=said,
@@ -96,6 +109,8 @@ def render(study: str, folder: Path, still: str = "") -> str:
         bar=published.BAR,
         playing=playing,
         player="" if playing is None else player.html(playing),
+        explored=explored(found, summary, points, way_home),
+        explore=(Path(__file__).parent / "explore.js").read_text(),
         synthetic=_is_synthetic(found[0]),
         figures={name: f"data:image/svg+xml;base64,{content}" for name, content in svgs.items()},
         notebooks=[name for name in (*NOTEBOOKS, *APPENDICES) if name == NOTEBOOKS[-1] or executed(name).exists()],
@@ -132,6 +147,34 @@ def published_file(record: dict) -> str:
     size = record["cost"].get("compact_bytes")
     compact = pd.notna(size) and size <= COMPACT_BYTES
     return f"{paths.label(record['experiment'], record['seed'])}.{'kws' if compact else 'pt'}"
+
+
+def explored(found: list[dict], summary: pd.DataFrame, points: pd.DataFrame, way_home: str) -> dict:
+    """What ``explore.js`` draws, as plain values: a row per experiment, axes that any of them has, where files are."""
+    table = summary.assign(stream_miss=None, stream_low=None, stream_high=None)
+    if len(points):  # of each run the mean over streams; from there mean and range over seeds
+        missed = tables.decided(points).groupby(["experiment", "seed"])["miss_rate"].mean().groupby("experiment")
+        table = table.assign(stream_miss=missed.mean(), stream_low=missed.min(), stream_high=missed.max())
+    x, y = ([axis for axis in axes if table[axis[0]].notna().any()] for axes in (COSTS, QUALITIES))
+    columns = ["note", "technique", "precision", "control", "gain", "gain_low", "gain_high"]
+    columns += [key for axis, _, _, *ends in (*x, *y) for key in (axis, *ends)]
+    files: dict[str, list[str]] = {}
+    for r in found:
+        files.setdefault(r["experiment"], []).append(published_file(r))
+    rows = [[name, *map(_plain, row), files[name]] for name, *row in table[columns].itertuples(name=None)]
+    given = {"columns": ["name", *columns, "files"], "rows": rows, "x": x, "y": y}
+    return given | {"bar": published.BAR, "home": f"{way_home}/"}
+
+
+def _plain(value: object) -> object:
+    """A value for JSON: nothing where it is not known, of a fraction six digits.
+
+    >>> _plain(float("nan")), _plain(0.123456789), _plain("a"), _plain(7)
+    (None, 0.123457, 'a', 7)
+    """
+    if pd.isna(value):
+        return None
+    return value if isinstance(value, str) else int(value) if float(value).is_integer() else float(f"{value:.6g}")
 
 
 def _of_people(summary: pd.DataFrame, people: dict | None) -> str:

@@ -15,21 +15,20 @@ from matplotlib.figure import Figure
 
 from kwslib import paths
 from kwslib.results.records import pareto
+from kwslib.results.tables import verdict
 
 STYLE = {
     "figure.dpi": 110, "figure.constrained_layout.use": True, "font.size": 10, "axes.grid": True, "grid.alpha": 0.25,
     "axes.spines.top": False, "axes.spines.right": False,
     "svg.hashsalt": "kwslib", "svg.fonttype": "path",  # the same figure gives the same file
 }  # fmt: skip
-LOOKS = {  # colour and marker of each precision
-    "float32": ("#1b6ca8", "o"),
-    "float16": ("#d9822b", "s"),
-    "int8": ("#3a8f5c", "D"),
-    "weight-int8": ("#7b4ea3", "^"),
-    "weight-int4": ("#b0568a", "v"),
-    "weight-int8-act8": ("#7b4ea3", ">"),
-    "weight-int4-act8": ("#b0568a", "<"),
-}
+LOOKS = {  # colour and marker of each precision, as in explore.js; told apart by eyes that see no red or no green
+    "float32": ("#0072b2", "o"), "float16": ("#c98a00", "s"), "int8": ("#009e73", "D"),
+    "weight-int8": ("#a8508a", "^"), "weight-int4": ("#d55e00", "v"),
+    "weight-int8-act8": ("#3f97cf", ">"), "weight-int4-act8": ("#333333", "<"),
+}  # fmt: skip
+DASHES = ("-", "--", "-.", ":")  # of lines, beside the colours
+VERDICTS = {"better": ("#0072b2", "o"), "worse": ("#d55e00", "X"), "no clear difference": ("#777777", ".")}
 MOST_LABELS = 20  # points of a plot that all get their names; of more, only the front
 COST_LABELS = {
     "macs_per_clip": ("MACs per 1-s clip", 1.0),
@@ -51,6 +50,11 @@ def _figure(
         figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **kwargs)
     plt.close(figure)  # shown by being returned, not twice
     return figure, axes
+
+
+def _line(i: int) -> dict:
+    """Colour and style of the line with that number: whoever sees no colours reads the dashes."""
+    return {"color": [*LOOKS.values()][i % len(LOOKS)][0], "ls": DASHES[i % len(DASHES)]}
 
 
 def save(figure: Figure, study: str, name: str, records: Sequence[dict] = ()) -> Path:
@@ -135,12 +139,8 @@ def _label_points(ax, x: np.ndarray, y: np.ndarray, ranges: np.ndarray, names: l
                 break
         taken.append(box)
         arrow = {"arrowstyle": "-", "color": "0.7", "lw": 0.6, "shrinkA": 0} if dy else None
-        where = {
-            "xytext": (dx, dy),
-            "textcoords": "offset points",
-            "ha": "left" if side > 0 else "right",
-            "va": "center",
-        }
+        where = {"xytext": (dx, dy), "textcoords": "offset points"}
+        where |= {"ha": "left" if side > 0 else "right", "va": "center"}
         name = ax.annotate(names[i], (x[i], y[i]), fontsize=8, arrowprops=arrow, **where)
         name.set_in_layout(False)  # the layout is settled, the pixels above must stay true
 
@@ -148,13 +148,13 @@ def _label_points(ax, x: np.ndarray, y: np.ndarray, ranges: np.ndarray, names: l
 def learning_curves(records: Sequence[dict], experiments: Sequence[str]) -> Figure:
     """Val AU-FA-FR by epoch, the mean of the seeds and their range."""
     figure, ((ax,),) = _figure()
-    for name in experiments:
+    for i, name in enumerate(experiments):
         runs = [r["history"]["val_au_fa_fr"] for r in records if r["experiment"] == name and r["history"]]
         if not runs:
             continue
         values = np.maximum(np.array(runs), 1e-7)  # a perfect 0 has no logarithm
         epochs = np.arange(1, values.shape[1] + 1)
-        (line,) = ax.plot(epochs, values.mean(0), label=name, lw=1.5)
+        (line,) = ax.plot(epochs, values.mean(0), label=name, lw=1.5, **_line(i))
         ax.fill_between(epochs, values.min(0), values.max(0), alpha=0.15, color=line.get_color(), lw=0)
     ax.set(yscale="log", xlabel="epoch", ylabel="val AU-FA-FR, lower is better")
     ax.legend(frameon=False, fontsize=8)
@@ -167,7 +167,7 @@ def fa_fr_curves(records: Sequence[dict], experiments: Sequence[str]) -> Figure:
     for i, name in enumerate(experiments):
         for record in (r for r in records if r["experiment"] == name):
             curve = record["metrics"]["curve"]
-            ax.step(curve["fa"], curve["fr"], where="post", color=f"C{i}", lw=1.2, alpha=0.8,
+            ax.step(curve["fa"], curve["fr"], where="post", **_line(i), lw=1.2, alpha=0.8,
                     label=name if record["seed"] == 0 else None)  # fmt: skip
     ax.set_xscale("symlog", linthresh=1e-3)
     ax.set(xlim=(0, None), xlabel="FA: false acceptances / all clips", ylabel="FR: false rejections / all clips")
@@ -176,17 +176,31 @@ def fa_fr_curves(records: Sequence[dict], experiments: Sequence[str]) -> Figure:
 
 
 def gains(summary: pd.DataFrame) -> Figure:
-    """What each experiment gained over its control, with the interval of the difference."""
-    rows = summary[summary["gain"].notna()].iloc[::-1]
-    figure, ((ax,),) = _figure(size=(7.5, 1.2 + 0.45 * len(rows)))
-    y = np.arange(len(rows))
-    gain = rows["gain"].to_numpy(float)
-    errors = np.abs(np.array([gain - rows["gain_low"].astype(float), rows["gain_high"].astype(float) - gain]))
-    ax.errorbar(gain, y, xerr=errors, fmt="o", capsize=3, color=LOOKS["float32"][0])
-    ax.axvline(0, color="0.4", lw=1)
-    ax.set_yticks(y, [f"{name}\nagainst {row.control}" for name, row in rows.iterrows()], fontsize=8)
-    ax.set(xlabel="AU-FA-FR of the control minus its own; right of 0 is better", ylim=(-0.6, len(rows) - 0.4))
-    ax.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
+    """What each clip model gained over its control, with the interval of the difference: the best first, by technique.
+
+    The axis is linear in the middle, where most are, and logarithmic outside.
+    """
+    rows = summary[summary["gain"].notna() & (summary["technique"] != "stream")].sort_values("gain")
+    groups = sorted(rows.groupby("technique"), key=lambda group: group[1]["gain"].median(), reverse=True)
+    heights = [len(group) + 1.5 for _, group in groups] or [1]
+    height = min(0.8 + 0.3 * sum(heights), 13.5)
+    figure, axes = _figure(len(heights), 1, size=(8.5, height), sharex=True, height_ratios=heights)
+    for ax, (technique, group) in zip(axes[:, 0], groups, strict=False):
+        for i, (_, row) in enumerate(group.iterrows()):
+            (colour, marker), gain = VERDICTS[verdict(row)], 1e5 * row["gain"]
+            spread = np.maximum([[gain - 1e5 * row["gain_low"]], [1e5 * row["gain_high"] - gain]], 0)
+            ax.errorbar(gain, i, xerr=spread, fmt=marker, color=colour, ms=5, elinewidth=1)
+        ax.axvline(0, color="0.4", lw=1)
+        ax.set_xscale("symlog", linthresh=max(1e5 * float(rows["gain"].abs().median()), 1e-3))
+        ax.xaxis.set_major_formatter("{x:g}")
+        names = [f"{name} against {row.control}" for name, row in group.iterrows()]
+        ax.set_yticks(range(len(group)), names, fontsize=6.5 if len(rows) > 40 else 8)
+        ax.set(ylim=(-0.8, len(group) - 0.2))
+        ax.set_title(technique, fontsize=9, loc="left", fontweight="bold")
+    axes[-1, 0].set_xlabel("AU-FA-FR ×1e5 of the control minus its own; right of 0 is better")
+    for word, (colour, marker) in VERDICTS.items():
+        axes[0, 0].plot([], [], marker, color=colour, label=word)
+    figure.legend(loc="outside upper right", ncols=3, fontsize=8, frameon=False)
     return figure
 
 
@@ -202,8 +216,8 @@ def pruning(curves: dict[str, pd.DataFrame], bar: float) -> Figure:
         low, middle, high = (
             rows[column].astype(float).clip(lower=1e-7) for column in ("seed_low", "au_fa_fr", "seed_high")
         )
-        ax.plot(100 * rows.index, middle, marker="o", ms=4, lw=1.5, color=f"C{i}", label=name)
-        ax.fill_between(100 * rows.index, low, high, color=f"C{i}", alpha=0.15, lw=0)
+        ax.plot(100 * rows.index, middle, marker="o", ms=4, lw=1.5, **_line(i), label=name)
+        ax.fill_between(100 * rows.index, low, high, color=_line(i)["color"], alpha=0.15, lw=0)
     ax.axhline(bar, color="#b03030", ls="--", lw=1, label=f"the reports' bar, {bar:.1e}")
     ax.set(yscale="log", xlabel="units and channels cut, %", ylabel="test AU-FA-FR, lower is better")
     ax.legend(frameon=False, fontsize=8)
@@ -347,15 +361,18 @@ def trade_off(points: dict[str, list[tuple[np.ndarray, np.ndarray]]], hours: flo
         most_fa_per_h: where the figure ends.
     """
     figure, ((ax,),) = _figure(size=(7.5, 4.0))
+    curves = [np.asarray(miss)[np.asarray(fa) <= most_fa_per_h] for seeds in points.values() for fa, miss in seeds]
+    floor = 100 * _floor(np.concatenate([[1.0], *curves]))
     for i, (name, curves) in enumerate(points.items()):
         for seed, (fa_per_h, miss_rate) in enumerate(curves):
-            ax.step(fa_per_h, 100 * np.asarray(miss_rate), where="post", lw=1.2, color=f"C{i}", alpha=0.8,
-                    label=name if seed == 0 else None)  # fmt: skip
+            ax.step(fa_per_h, np.maximum(100 * np.asarray(miss_rate), floor), where="post", lw=1.2, **_line(i),
+                    alpha=0.8, label=name if seed == 0 else None)  # fmt: skip
     ax.axvspan(0, 1 / hours, color="0.5", alpha=0.12, lw=0)
     ax.set_xscale("symlog", linthresh=max(0.25, 1 / hours))
-    ax.set(xlim=(0, most_fa_per_h), ylim=(-2, 102), ylabel="keywords missed, %",
+    ax.set(xlim=(0, most_fa_per_h), yscale="log", ylim=(floor, 105), ylabel="keywords missed, %",
            xlabel=f"false alarms per hour (shaded: fewer than one in the {hours:.1f} h heard)")  # fmt: skip
     ax.xaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_major_formatter("{x:g}")
     ax.legend(frameon=False, fontsize=8)
     return figure
 
@@ -373,7 +390,7 @@ def reliability(says: dict[str, tuple[np.ndarray, np.ndarray]], bins: int = 10) 
         filled = [b for b in range(bins) if (which == b).sum() >= 5]  # of fewer, nothing can be said
         x = [share[which == b].mean() for b in filled]
         y = [is_keyword[which == b].mean() for b in filled]
-        ax.plot(x, y, marker="o", ms=4, lw=1.5, color=f"C{i}", label=name)
+        ax.plot(x, y, marker="o", ms=4, lw=1.5, **_line(i), label=name)
     ax.set(xlabel="probability that is given", ylabel="share of keywords there", xlim=(0, 1), ylim=(-0.02, 1.02))
     ax.legend(frameon=False, fontsize=8)
     return figure

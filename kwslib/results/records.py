@@ -57,6 +57,8 @@ FORM = {
     },
     "run": {"wall_s": NUMBER, **dict.fromkeys((f"{key}?" for key in LATENCIES), MEASURED)},
     "checkpoint?": {"sha256?": str},
+    "recipe?": {"after?": [{"class": str}]},
+    "model?": {"class?": str},
 }
 # What people.json holds, and each of its runs.
 PEOPLE = {
@@ -104,10 +106,7 @@ def _failure(study: str, experiment: str, seed: int) -> Path:
 
 
 def note_failure(study: str, experiment: str, seed: int, error: str) -> None:
-    """Leave a note of a run that failed: the report shows it until the run succeeds or is tried again.
-
-    Where not even a note can be written, on a full disk, there is none.
-    """
+    """Leave a note of a run that failed, unless the disk is full: the report shows it until the run is tried again."""
     with contextlib.suppress(OSError):
         paths.write_json(_failure(study, experiment, seed), {"experiment": experiment, "seed": seed, "error": error})
 
@@ -150,19 +149,13 @@ def read(file: Path) -> dict:
         raise RecordError(f"{file} was edited after it was written: restore it, or delete it and run the study again")
     require(record, LEAST, file)
     if record["profile"] not in PROFILES or record["experiment"] != paths.slug(record["experiment"]):
-        named = f"{record['experiment'][:80]!r} in profile {record['profile'][:80]!r}"
-        raise RecordError(
-            f"{file} is not a record (no experiment is called {named}): delete it and run the study again"
-        )
+        what = f"no experiment is called {record['experiment'][:80]!r} in profile {record['profile'][:80]!r}"
+        raise RecordError(f"{file} is not a record ({what}): delete it and run the study again")
     return record
 
 
 def require(record: dict, form: dict, what: object) -> None:
-    """Complain of the first value that is missing or of another type than in ``form``.
-
-    Raises:
-        RecordError: there is one.
-    """
+    """Raise a ``RecordError`` that names the first value that is missing or of another type than in ``form``."""
     if misfit := _misfit(record, form, "it"):
         raise RecordError(f"{what} is not a record ({misfit}): delete it and run the study again")
 
@@ -203,11 +196,7 @@ def load(study: str) -> list[dict]:
 
 
 def load_folder(where: Path) -> list[dict]:
-    """The same for any folder of records.
-
-    Where a longer profile has begun to replace a quicker one, only the longer one's records count:
-    a mean over both would mean nothing.
-    """
+    """The same for any folder; of a quick profile and a longer one that replaces it, the longer one alone counts."""
     found = []
     for file in sorted(where.glob("*.json")):
         found.append(read(file))
@@ -265,6 +254,23 @@ def results(records: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def technique(record: dict) -> str:
+    """What an experiment tries by its own recipe, whatever it starts from: the first of these that is so, or plain.
+
+    >>> technique({"metrics": {}, "precision": "int8", "recipe": {"teacher": "baseline"}})
+    'fewer bits'
+    """
+    recipe = record.get("recipe", {})
+    tried = {
+        "stream": "streams" in record["metrics"],
+        "pruned": any(step["class"] == "Prune" for step in recipe.get("after", ())),
+        "fewer bits": record["precision"] != "float32",
+        "distilled": recipe.get("teacher") is not None,
+        "other net": record.get("model", {}).get("class", "CRNNConfig") != "CRNNConfig",
+    }
+    return next((name for name, so in tried.items() if so), "plain")
+
+
 def stream_points(records: list[dict]) -> pd.DataFrame:
     """What was counted on streams of test speakers: one row per run, stream, state and rate that was allowed.
 
@@ -312,7 +318,7 @@ def summary(records: list[dict], baseline: str = "baseline", people: dict | None
     AU-FA-FR), ``speed_up, compression`` (baseline's MACs and state-dict bytes over these),
     ``compact_compression`` (baseline's state-dict bytes over those of this one's compact file),
     ``control, gain, gain_low, gain_high`` (control's AU-FA-FR minus this one, positive is better,
-    with the interval of that difference on the same resampled speakers and seeds), costs, ``seeds, note``.
+    with the interval of that difference on the same resampled speakers and seeds), costs, ``technique, seeds, note``.
 
     With ``people``, of the function of that name, ``people_miss, people_miss_low, people_miss_high`` (keywords of
     people missed at 1 % false accepts, interval over people and seeds) and ``people_area`` (AU-FA-FR on them); NaN
@@ -329,10 +335,8 @@ def summary(records: list[dict], baseline: str = "baseline", people: dict | None
         whole = (*(key for key in COSTS if key not in ("macs_per_second", "compact_bytes")), OF_DETECTOR)
         rows[name] |= {key: int(mean[key]) for key in whole}
         rows[name] |= {"compact_bytes": mean["compact_bytes"], **{key: runs[key].median() for key in LATENCIES}}
-        rows[name] |= {key: record[key] for key in ("precision", "control")} | {
-            "seeds": len(runs),
-            "note": record["note"],
-        }
+        rows[name] |= {key: record[key] for key in ("precision", "control", "note")}
+        rows[name] |= {"technique": technique(record), "seeds": len(runs)}
         rows[name] |= _among_people([r for r in records if r["experiment"] == name], people)
     out = pd.DataFrame(rows).T.infer_objects()
     base = out.loc[baseline] if baseline in out.index else {}

@@ -153,14 +153,14 @@ def say_people(people: dict | None) -> str:
     )
 
 
-def _decided(points: pd.DataFrame) -> pd.DataFrame:
+def decided(points: pd.DataFrame) -> pd.DataFrame:
     """Those with a decision that is made as a detector runs, its state carried on."""
     return points[(points["state"] == "carried") & points["asked_fa_per_h"].notna()]
 
 
 def val_misses(points: pd.DataFrame) -> pd.Series:
     """Share of the keywords of val streams that each experiment misses at the asked rates: mean of streams, seeds."""
-    means = _decided(points).groupby(["experiment", "stream"], sort=False)["val_miss_rate"].mean()
+    means = decided(points).groupby(["experiment", "stream"], sort=False)["val_miss_rate"].mean()
     return means.groupby(level="experiment").mean().dropna()
 
 
@@ -184,7 +184,7 @@ def recommended(found: list[dict], summary: pd.DataFrame, points: pd.DataFrame) 
     chosen = {"clips": areas.idxmin()} if len(areas) else {}
     missed = val_misses(points) if streams else pd.Series(dtype=float)
     if len(missed := missed[missed.index.isin(small)]):
-        of_run |= _decided(points).groupby(["experiment", "seed"])["val_miss_rate"].mean().to_dict()
+        of_run |= decided(points).groupby(["experiment", "seed"])["val_miss_rate"].mean().to_dict()
         near = summary.loc[missed.index[missed <= missed.min() + MISSES_FOR_BYTES], "compact_bytes"].astype(float)
         chosen |= {"stream": missed.idxmin(), "smallest": near.idxmin() if near.notna().any() else missed.idxmin()}
     runs = {name: [r for r in found if r["experiment"] == name] for name in chosen.values()}
@@ -211,7 +211,7 @@ def finds(record: dict) -> tuple[str, str]:
 
 def say_streams(points: pd.DataFrame, summary: pd.DataFrame, speed_up: float = 10) -> str:
     """One sentence to quote: what the best model without and with so many times fewer MACs finds. Chosen on val."""
-    means = _decided(points).groupby(["experiment", "stream"], sort=False).mean(numeric_only=True)
+    means = decided(points).groupby(["experiment", "stream"], sort=False).mean(numeric_only=True)
     missed = val_misses(points)
     is_fast = summary["speed_up"].reindex(missed.index) >= speed_up
     sentences = []

@@ -1,5 +1,6 @@
 import matplotlib.pyplot as plt
 import pandas as pd
+import pytest
 
 from kwslib.results import plots
 
@@ -25,3 +26,25 @@ def test_people_have_points_where_they_were_asked():
     heights = {line.get_label(): line.get_ydata()[0] for line in ax.lines if len(line.get_ydata())}
     assert heights["1.1 × the baseline here"] == 1.1 * 0.2 and not any("bar" in label for label in heights)
     assert {text.get_text() for text in ax.texts} == {"baseline", "small"}
+
+
+def test_gains_stand_sorted_in_groups_and_stream_models_elsewhere():
+    rows = {f"{technique[:1]}{i}": (gain, gain - 1e-5, gain + 1e-5, technique, "baseline")
+            for technique in ("distilled", "pruned") for i, gain in enumerate((3e-5, -4e-3, 1e-7))}  # fmt: skip
+    rows |= {"s": (1e-5, 0, 2e-5, "stream", "baseline"), "baseline": (float("nan"),) * 3 + ("plain", None)}
+    table = pd.DataFrame(rows, index=["gain", "gain_low", "gain_high", "technique", "control"]).T
+    figure = plots.gains(table)
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["distilled", "pruned"]
+    names = [[label.get_text().partition(" against ")[0] for label in ax.get_yticklabels()] for ax in figure.axes]
+    assert names == [["d1", "d2", "d0"], ["p1", "p2", "p0"]]  # from below
+    assert plots.gains(table.loc[["baseline"]]).axes
+    many = pd.concat([table.rename(index=lambda name, i=i: f"{name}{i}") for i in range(40)])
+    assert 110 * plots.gains(many).get_size_inches()[1] < 1600
+
+
+def test_misses_have_a_log_axis_and_zeros_stand_at_its_end():
+    lines = {"a": [([0.0, 2.0, 30.0], [0.5, 0.02, 0.001])], "b": [([0.0, 1.0, 50.0], [0.3, 0.0, 0.0])]}
+    (ax,) = plots.trade_off(lines, 3.0, 20.0).axes
+    assert ax.get_yscale() == "log" and ax.get_ylim()[0] == pytest.approx(2.0 / 3)
+    assert min(ax.lines[1].get_ydata()) == ax.get_ylim()[0]
+    assert ax.lines[0].get_linestyle() != ax.lines[1].get_linestyle()

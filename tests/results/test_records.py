@@ -264,3 +264,19 @@ def test_no_ratio_can_be_seen_without_errors_or_without_a_control():
     assert records.clear_ratios(perfect, records.summary(perfect)).isna().all()
     alone = [record("a", 0, 1e-5)]
     assert tables.say_power(records.clear_ratios(alone, records.summary(alone))) == ""
+
+
+def test_what_is_tried_follows_from_the_recipe_alone():
+    tried = {"recipe": {"after": [], "teacher": None}, "model": {"class": "CRNNConfig"}}
+    made = record("a", 0, 1e-5) | tried
+    assert records.technique(record("a", 0, 1e-5)) == records.technique(made) == "plain"
+    made["model"]["class"] = "SeparableConfig"
+    assert records.technique(made) == "other net"
+    made["recipe"]["teacher"] = ["baseline", "rival"]
+    assert records.technique(made) == "distilled"
+    made["precision"] = "weight-int4"
+    assert records.technique(made) == "fewer bits"
+    made["recipe"]["after"] = [{"class": "Prune"}, {"class": "QAT"}]
+    assert records.technique(made) == "pruned"
+    made["metrics"]["streams"] = {"points": []}
+    assert records.technique(made) == "stream"

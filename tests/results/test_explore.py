@@ -1,0 +1,171 @@
+"""The plot to explore: its JavaScript in an engine against Python, the page in a browser if there is one."""
+
+import json
+import re
+
+import browser
+import pytest
+
+from kwslib import paths
+from kwslib.results import page, plots, records
+
+py_mini_racer = pytest.importorskip("py_mini_racer")
+STUDY = "speech_commands_part-happy-speaker"
+FOLDER = paths.ROOT / "reports" / "reference" / STUDY
+CODE = (paths.ROOT / "kwslib" / "results" / "explore.js").read_text()
+TECHNIQUES = ["distilled", "fewer bits", "other net", "plain", "pruned", "stream"]
+
+
+@pytest.fixture(scope="module")
+def study():
+    found = records.load_folder(FOLDER / "records")
+    return found, records.summary(found), records.stream_points(found)
+
+
+@pytest.fixture(scope="module")
+def engine(study):
+    context = py_mini_racer.MiniRacer()
+    data = json.dumps(page.explored(*study, "home"), allow_nan=False)
+    context.eval(f"{CODE}\nvar data = {data}, all = kwsExplore.rows(data);")
+    return context
+
+
+def ask(engine, script: str):
+    return json.loads(engine.eval(f"JSON.stringify({script})"))
+
+
+def test_the_front_is_that_of_python(study, engine):
+    _, summary, _ = study
+    clips = summary[summary["technique"] != "stream"]
+    for cost, *_ in page.COSTS:
+        front = ask(
+            engine,
+            f"kwsExplore.pareto(kwsExplore.shown(all, {TECHNIQUES}, '{cost}', 'au_fa_fr'), '{cost}', 'au_fa_fr')",
+        )
+        assert front == records.pareto(clips, cost), cost
+    few = [{"name": "a", "c": 1, "q": 5}, {"name": "b", "c": 2, "q": 6}, {"name": "d", "c": 3, "q": 1}]
+    few += [{"name": "e", "c": 3, "q": 1}, {"name": "f", "c": 1, "q": 7}]
+    assert ask(engine, f"kwsExplore.pareto({few}, 'c', 'q')") == ["a", "d"]
+
+
+def test_what_is_shown_is_what_was_asked_for(study, engine):
+    _, summary, points = study
+
+    def shown(techniques, quality):
+        rows = ask(engine, f"kwsExplore.shown(all, {techniques}, 'macs_per_clip', '{quality}')")
+        return {row["name"] for row in rows}
+
+    streams = set(points["experiment"])
+    assert shown(TECHNIQUES, "au_fa_fr") == set(summary.index) - streams  # they are judged on streams alone
+    assert shown(TECHNIQUES, "stream_miss") == shown(["stream"], "stream_miss") == streams
+    assert shown(["pruned"], "au_fa_fr") == set(summary.index[summary["technique"] == "pruned"])
+    assert shown([], "au_fa_fr") == shown(TECHNIQUES, "people_miss") == set()
+
+
+def test_a_search_finds_words_wherever_they_stand(engine):
+    def found(text):
+        return set(ask(engine, f"all.filter(row => kwsExplore.matches(row, {text!r})).map(row => row.name)"))
+
+    assert found("REPORT C6") == {"c1-prune-30", "c1-prune-30-int8"} and found("int8 C6") == {"c1-prune-30-int8"}
+    assert found("act8 distilled") == set() != found("act8 bits")
+    assert len(found("")) == len(found(" ")) == 122 and found("nothing like it") == set()
+
+
+def test_ticks_are_round_and_inside(engine):
+    assert ask(engine, "kwsExplore.ticks(4.2e4, 1.1e5)") == [5e4, 1e5]
+    assert ask(engine, "kwsExplore.ticks(0.7, 1200)") == [1, 3, 10, 30, 100, 300, 1000]
+    assert ask(engine, "kwsExplore.ticks(0.001, 1000)") == [10**n if n >= 0 else float(f"1e{n}") for n in range(-3, 4)]
+
+
+def test_facts_are_those_of_the_summary(study, engine):
+    _, summary, _ = study
+    facts, of_stream = (
+        dict(ask(engine, f"kwsExplore.facts(all.find(row => row.name === '{name}'), data)"))
+        for name in ("a1-kd", "brook-stream")
+    )
+    row = summary.loc["a1-kd"]
+    number = f"{1e5 * row['au_fa_fr']:.3g}"
+    assert facts["AU-FA-FR of test clips, ×1e-5"].startswith(f"{number} (")
+    assert facts["MACs per clip"] == f"{row['macs_per_clip']:,}"
+    assert facts["AU-FA-FR gained over a1-labels, ×1e-5"].endswith("no clear difference")
+    assert "missed in test streams, %" in of_stream and not any("gained" in label for label in of_stream)
+
+
+def test_looks_are_those_of_the_figures(engine):
+    assert ask(engine, "kwsExplore.LOOKS") == {name: list(look) for name, look in plots.LOOKS.items()}
+
+
+def test_the_page_holds_valid_data_once_and_stays_small():
+    html = (FOLDER / "index.html").read_text()
+    (data,) = re.findall(r'<script type="application/json" id="explored">(.*?)</script>', html, flags=re.DOTALL)
+    given = json.loads(data)
+    names = [row[0] for row in given["rows"]]
+    assert len(set(names)) == len(names) == 122 and all(len(row) == len(given["columns"]) for row in given["rows"])
+    for row in given["rows"]:
+        for file in row[-1]:
+            assert (FOLDER / given["home"] / file).exists(), file
+            assert (FOLDER / "records" / f"{file.rpartition('.')[0]}.json").exists()
+    assert len(data) < 150_000 and len(CODE.encode()) <= 12_000 and len(html) < 3_000_000
+
+
+def test_text_of_records_cannot_leave_its_place(study):
+    found, summary, points = study
+    text = "</script><script>alert(1)</script>"
+    summary = summary.assign(note=text, control=text)
+    from jinja2 import Environment
+
+    written = Environment().from_string("{{ data | tojson }}").render(data=page.explored(found, summary, points, "x"))
+    assert "<" not in written and json.loads(written)["rows"][0][1] == text
+
+
+PRESSED = "new KeyboardEvent('keydown', {{ key: '{}', bubbles: true }})"
+CHANGED = "s.dispatchEvent(new Event('input', { bubbles: true }))"
+POINT = "document.querySelector('#explore g[data-name=\"{}\"]')"
+
+
+def see(opened, script: str):
+    """Do something in the page, and leave it a moment."""
+    opened.run(f"void ({script})")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_in_a_browser_points_speak_and_open(tmp_path, width):
+    count = "document.querySelectorAll('#explore g').length"
+    with browser.Page(FOLDER / "index.html", tmp_path / "profile", width=width) as opened:
+        opened.until(f"{count} === 115")
+        assert opened.run("document.documentElement.scrollWidth") <= width
+        assert not opened.run("document.getElementById('drawn').open")  # the figures are for readers without this
+        point = POINT.format("a1-kd")
+        see(opened, f"{point}.dispatchEvent(new MouseEvent('mouseover', {{ bubbles: true }}))")
+        opened.until("document.querySelector('#explore .tip').textContent.startsWith('a1-kd report A1AU-FA-FR')")
+        assert opened.run(f"{point}.getAttribute('aria-label')").startswith("a1-kd; float32; AU-FA-FR of test clips")
+        see(opened, "document.querySelector('#explore g[tabindex=\"0\"]').focus()")
+        before = opened.run("document.activeElement.dataset.name")
+        for key in ("ArrowLeft", "Enter"):
+            see(opened, f"document.activeElement.dispatchEvent({PRESSED.format(key)})")
+        opened.until("!document.querySelector('#explore .panel').hidden")
+        title = "document.querySelector('#explore .panel h3').textContent"
+        assert before == "baseline" and opened.run(f"location.hash === '#experiment-' + {title}")
+        see(opened, "document.querySelector('#explore .panel button').click()")
+        opened.until("document.activeElement.matches('#explore g')")
+        see(opened, "document.querySelector('td a[href=\"#experiment-baseline\"]').click()")  # of a table
+        opened.until(f"{title} === 'baseline'")
+        assert (
+            opened.run("document.querySelectorAll('#explore .panel li a').length") == 6
+        )  # three seeds, record and file
+        see(
+            opened,
+            "document.querySelectorAll('#explore [type=checkbox]').forEach(b => b.value === 'pruned' || b.click())",
+        )
+        opened.until(f"{count} === 22")
+        see(opened, f"(s => {{ s.value = 'random'; {CHANGED} }})(document.querySelector('#explore [type=search]'))")
+        opened.until("document.querySelectorAll('#explore g.dim').length > 5")
+        assert opened.run("document.querySelector('#explore [role=status]').textContent").startswith("22 of 122")
+        for axis in ("x", "y"):
+            for i in range(opened.run(f"document.querySelector('[name={axis}]').options.length")):
+                select = f"document.querySelector('[name={axis}]')"
+                see(opened, f"(s => {{ s.selectedIndex = {i}; {CHANGED} }})({select})")
+                assert not opened.run("document.querySelector('#explore svg').innerHTML.includes('NaN')")
+        assert opened.errors == []
