@@ -47,7 +47,9 @@ def found() -> str:
             for record in its:
                 recipe = record["recipe"]
                 start = recipe["start"] or recipe["student"]["class"].removesuffix("Config")
-                row = record["experiment"], start, recipe["teacher"] or "", record["control"] or "", record["note"]
+                teachers = recipe["teacher"] or ""
+                teachers = teachers if isinstance(teachers, str) else " + ".join(teachers)
+                row = record["experiment"], start, teachers, record["control"] or "", record["note"]
                 lines.append("| " + " | ".join(row) + " |")
             lines.append("")
     return "\n".join(lines)
