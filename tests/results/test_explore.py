@@ -62,13 +62,13 @@ def test_what_is_shown_is_what_was_asked_for(study, engine):
     assert shown([], "au_fa_fr") == shown(TECHNIQUES, "people_miss") == set()
 
 
-def test_a_search_finds_words_wherever_they_stand(engine):
+def test_a_search_finds_words_wherever_they_stand(study, engine):
     def found(text):
         return set(ask(engine, f"all.filter(row => kwsExplore.matches(row, {text!r})).map(row => row.name)"))
 
     assert found("REPORT C6") == {"c1-prune-30", "c1-prune-30-int8"} and found("int8 C6") == {"c1-prune-30-int8"}
     assert found("act8 distilled") == set() != found("act8 bits")
-    assert len(found("")) == len(found(" ")) == 122 and found("nothing like it") == set()
+    assert len(found("")) == len(found(" ")) == len(study[1]) and found("nothing like it") == set()
 
 
 def test_ticks_are_round_and_inside(engine):
@@ -95,12 +95,14 @@ def test_looks_are_those_of_the_figures(engine):
     assert ask(engine, "kwsExplore.LOOKS") == {name: list(look) for name, look in plots.LOOKS.items()}
 
 
-def test_the_page_holds_valid_data_once_and_stays_small():
+def test_the_page_holds_valid_data_once_and_stays_small(study):
     html = (FOLDER / "index.html").read_text()
     (data,) = re.findall(r'<script type="application/json" id="explored">(.*?)</script>', html, flags=re.DOTALL)
     given = json.loads(data)
     names = [row[0] for row in given["rows"]]
-    assert len(set(names)) == len(names) == 122 and all(len(row) == len(given["columns"]) for row in given["rows"])
+    assert len(set(names)) == len(names) == len(study[1]) and all(
+        len(row) == len(given["columns"]) for row in given["rows"]
+    )
     for row in given["rows"]:
         for file in row[-1]:
             assert (FOLDER / given["home"] / file).exists(), file
@@ -131,10 +133,12 @@ def see(opened, script: str):
 @pytest.mark.slow
 @pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("width", [1280, 390])
-def test_in_a_browser_points_speak_and_open(tmp_path, width):
+def test_in_a_browser_points_speak_and_open(study, tmp_path, width):
+    technique = study[1]["technique"]
+    clips, pruned = (technique != "stream").sum(), (technique == "pruned").sum()
     count = "document.querySelectorAll('#explore g').length"
     with browser.Page(FOLDER / "index.html", tmp_path / "profile", width=width) as opened:
-        opened.until(f"{count} === 115")
+        opened.until(f"{count} === {clips}")
         assert opened.run("document.documentElement.scrollWidth") <= width
         assert not opened.run("document.getElementById('drawn').open")  # the figures are for readers without this
         point = POINT.format("a1-kd")
@@ -159,10 +163,12 @@ def test_in_a_browser_points_speak_and_open(tmp_path, width):
             opened,
             "document.querySelectorAll('#explore [type=checkbox]').forEach(b => b.value === 'pruned' || b.click())",
         )
-        opened.until(f"{count} === 22")
+        opened.until(f"{count} === {pruned}")
         see(opened, f"(s => {{ s.value = 'random'; {CHANGED} }})(document.querySelector('#explore [type=search]'))")
         opened.until("document.querySelectorAll('#explore g.dim').length > 5")
-        assert opened.run("document.querySelector('#explore [role=status]').textContent").startswith("22 of 122")
+        assert opened.run("document.querySelector('#explore [role=status]').textContent").startswith(
+            f"{pruned} of {len(technique)}"
+        )
         for axis in ("x", "y"):
             for i in range(opened.run(f"document.querySelector('[name={axis}]').options.length")):
                 select = f"document.querySelector('[name={axis}]')"
