@@ -176,7 +176,7 @@ def test_speakers_are_pairs_of_accent_and_voice():
 
 
 def test_who_teaches_can_say_the_keyword_several_times_and_more_voices_can_teach():
-    most = SynthesisConfig(takes=3, near_misses=1, other_words=1, subsets=("train",) * 9 + ("val",))
+    most = SynthesisConfig(takes=3, near_misses=1, other_words=1, judged_words=1, subsets=("train",) * 9 + ("val",))
     voices = synthesis.speakers(80)
     said = [u for part in synthesis.plan(voices, WORDS, most) for u in part if u.word == "sheila"]
     for speaker in voices:
