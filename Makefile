@@ -52,7 +52,7 @@ RUN     := $(BIN)/kws reproduce $(STUDY) --profile "$(PROFILE)" --seeds "$(SEEDS
 reproduce: $(READY)  ## run every experiment that is not done yet, then the report [QUIET=1] [PEOPLE=FOLDER]
 	@$(RUN) --people "$(PEOPLE)"
 
-detector: $(READY)  ## a detector for KEYWORD in detectors/, in minutes [RECORDINGS=FOLDER to learn from, too] [PEOPLE=FOLDER to judge]
+detector: $(READY)  ## a detector for KEYWORD in detectors/ [RECORDINGS=FOLDER to learn from, too] [PEOPLE=FOLDER to judge]
 	@$(BIN)/kws make "$(KEYWORD)" --recordings "$(RECORDINGS)" --people "$(PEOPLE)" --profile "$(PROFILE)"
 
 report: $(READY)  ## redraw figures and HTML from saved records: no data, no training

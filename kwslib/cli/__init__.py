@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     corpus.add_argument("--keyword", help="of the synthetic corpus (default sheila)")
     devices = command("devices", "sounds", "list microphones")
 
-    make = command("make", "studies", "a detector for a word, in minutes; goes on where it stopped")
+    make = command("make", "studies", "a detector for a word; goes on where it stopped")
     make.add_argument("keyword", metavar="WORD", help="English sounds in Latin letters, shorter than a second to say")
     make.add_argument("--recordings", default="", metavar="FOLDER",
                       help="<word>/<speaker>_*.wav of the word and of others, to learn from, too")  # fmt: skip

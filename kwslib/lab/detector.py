@@ -1,4 +1,4 @@
-"""From a word to a detector in minutes: the recipe that did best among people, and a card that says what it is worth.
+"""From a word to a detector: what helped among people, each for itself, put together; and a card of what it is worth.
 
 Two small nets learn from pieces of stream, one of them from stronger distortions; a third one, of 4 bits, is taught
 by both. They hear the word from most of the synthesizer's voices, several times each, and more near-misses than a
@@ -62,7 +62,7 @@ def study_of(keyword: str, recordings: str = "", profile_name: str = "standard")
     """Where a detector is trained: synthetic speech by most voices and, where there are any, recordings."""
     sizes = replace(profile(profile_name), seeds=1, views=4, stream_percent=profile(profile_name).stream_percent / 3)
     corpus = f"synthetic+{recordings}" if recordings else "synthetic"
-    return Study(corpus, corpora.clean_keyword("synthetic", keyword), "speaker", sizes, 1, VOICES, MADE)
+    return Study(corpus, synthesis.clean(keyword), "speaker", sizes, 1, VOICES, MADE)
 
 
 def make(
@@ -84,14 +84,15 @@ def make(
     """
     study = study_of(keyword, recordings, profile_name)
     refuse_to_overwrite(study)
-    for sentence in [*doubts(study.keyword), *doubts_of_recordings(study)]:
+    doubted = [*doubts(study.keyword), *doubts_of_recordings(study)]
+    for sentence in doubted:
         say(sentence)
     if people:
         verify.people_for(study, people)  # whatever is wrong with it is said before anything is trained
     run(study, experiments())
     if people:
         verify.score_people(study, people)
-    return deliver(study)
+    return deliver(study, doubted)
 
 
 def doubts(keyword: str) -> list[str]:
@@ -141,8 +142,8 @@ def _recorded(corpus: corpora.Corpus) -> corpora.Corpus:
     return replace(corpus, clips=corpus.clips[~corpus.clips["speaker"].map(synthesis.is_voice)])
 
 
-def deliver(study: Study) -> Path:
-    """Write the folder of a detector that is trained.
+def deliver(study: Study, doubted: list[str]) -> Path:
+    """Write the folder of a detector that is trained; its card says what was doubted.
 
     Raises:
         ExperimentError: its training failed.
@@ -156,12 +157,12 @@ def deliver(study: Study) -> Path:
     onnx = export.detector(model, ".onnx", {**sidecar, "model": describe(model.config)})
     paths.write_atomically(folder / f"{folder.name}.kws", compact)
     paths.write_atomically(folder / f"{folder.name}.onnx", onnx)
-    paths.write_atomically(folder / "card.md", card(study, record, model, len(compact)))
+    paths.write_atomically(folder / "card.md", card(study, record, model, len(compact), doubted))
     paths.write_atomically(folder / "index.html", player.page(study.keyword, compact, VOICES))
     return folder
 
 
-def card(study: Study, record: dict, model: nn.Module, n_bytes: int) -> str:
+def card(study: Study, record: dict, model: nn.Module, n_bytes: int, doubted: list[str]) -> str:
     """What a maker wants to know of a detector before relying on it, as Markdown."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -195,7 +196,7 @@ def card(study: Study, record: dict, model: nn.Module, n_bytes: int) -> str:
         threshold=float(decision.probability(decision.threshold)),
         people=people,
         among=among,
-        doubts=[*doubts(study.keyword), *doubts_of_recordings(study)],
+        doubts=doubted,
         checked=checked(),
     )
 

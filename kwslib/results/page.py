@@ -78,7 +78,8 @@ def render(study: str, folder: Path, still: str = "") -> str:
     said, executed = [], lambda name: folder / "notebooks" / f"{name}.html"
     if not points.empty:
         said = [tables.say_streams(points, summary), tables.say_hours(points, found[0]["data"]["split"])]
-    small = points[points["experiment"].isin(summary.index[summary["speed_up"] >= 10])] if len(points) else points
+    cheap = summary.index[summary["speed_up"] >= tables.FEWER_MACS]
+    small = points[points["experiment"].isin(cheap)] if len(points) else points
     answers = [tables.say_combination(clips), tables.say_compared(clips)]
     if len(small):
         answers.insert(1, f"On streams: {tables.say_streams(small, summary)}")
