@@ -13,7 +13,7 @@ def kws_make(options: argparse.Namespace) -> None:
     from kwslib.lab import detector
 
     folder = detector.make(options.keyword, options.recordings, options.people, options.profile)
-    print((folder / "card.md").read_text())
+    print((folder / "card.md").read_text("utf-8"))
     print(f"{folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
 
 

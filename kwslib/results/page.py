@@ -111,7 +111,7 @@ def render(study: str, folder: Path, still: str = "") -> str:
         playing=playing,
         player="" if playing is None else player.html(playing),
         explored=explored(found, summary, points, way_home),
-        explore=(Path(__file__).parent / "explore.js").read_text(),
+        explore=(Path(__file__).parent / "explore.js").read_text("utf-8"),
         synthetic=_is_synthetic(found[0]),
         figures={name: f"data:image/svg+xml;base64,{content}" for name, content in svgs.items()},
         notebooks=[name for name in (*NOTEBOOKS, *APPENDICES) if name == NOTEBOOKS[-1] or executed(name).exists()],
@@ -369,7 +369,7 @@ def publish(study: str) -> None:
     player.keep(f"reference/{study}", found[0]["keyword"])
     paths.write_atomically(target / "index.html", render(study, target))
     for filled in (paths.ROOT / name for name in FILLED):
-        paths.write_atomically(filled, fill_readme(filled.read_text(), reference))
+        paths.write_atomically(filled, fill_readme(filled.read_text("utf-8"), reference))
 
 
 def _left_at_home(folder: str, names: list[str]) -> set[str]:

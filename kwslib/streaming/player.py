@@ -85,9 +85,9 @@ def html(given: dict[str, Any]) -> str:
     data = json.dumps(given).replace("<", "\\u003c")
     without = f"<noscript>The detector {escape(given['name'])} listens here where JavaScript is allowed.</noscript>"
     return (
-        f"<style>\n{(HERE / 'player.css').read_text()}</style>\n"
+        f"<style>\n{(HERE / 'player.css').read_text('utf-8')}</style>\n"
         f'<div class="kws-player">{without}<script type="application/json">{data}</script></div>\n'
-        f"<script>\n{(HERE / 'player.js').read_text()}kwsPlayer.all();\n</script>"
+        f"<script>\n{(HERE / 'player.js').read_text('utf-8')}kwsPlayer.all();\n</script>"
     )
 
 

@@ -95,7 +95,7 @@ def test_a_word_and_a_folder_of_recordings_become_a_detector_with_its_card(tmp_p
     found = json.loads(people.read_text())
     for runs in ({}, {"detector-seed0": {**found["runs"]["detector-seed0"], "sha256": "of an earlier detector"}}):
         paths.write_json(people, {**found, "runs": runs})
-        detector.deliver(study)
+        detector.deliver(study, [])
         assert "it was not tried" in (made / "card.md").read_text()
 
 
