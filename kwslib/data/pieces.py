@@ -83,7 +83,8 @@ def talk(corpus: Corpus, keyword: str, subset: str, seconds: float) -> np.ndarra
     path.parent.mkdir(parents=True, exist_ok=True)
     with made_once(path) as missing:
         if missing:
-            parts = [range(start, n_turns, synthesis.N_PARTS) for start in range(synthesis.N_PARTS)]
+            n_parts = min(synthesis.N_PARTS, n_turns)  # a process takes seconds to start
+            parts = [range(start, n_turns, n_parts) for start in range(n_parts)]
             alike = sounding_like(keyword)
             spoken = in_fresh_processes(_talked, [(keyword, alike, subset, voices, part) for part in parts])
             with new_array(path, np.int16, (n_turns, TURN_S * SAMPLE_RATE)) as out:
