@@ -66,6 +66,15 @@ class Page:
         """The value of an expression as soon as it is something."""
         return _eventually(lambda: self.run(script), seconds)
 
+    def faults(self) -> list[str]:
+        """What axe-core finds wrong for those who see, hear or point less well: rule, weight, first element."""
+        import axe_core_python
+
+        rules = (Path(axe_core_python.__file__).parent / "axe.min.js").read_text("utf-8")
+        asked = "axe.run().then(r => r.violations.map(v => `${v.id} (${v.impact}): ${v.nodes[0].html}`))"
+        answer = self.call("Runtime.evaluate", expression=f"{rules};{asked}", awaitPromise=True, returnByValue=True)
+        return answer["result"]["value"]
+
     def picture(self, file: Path, of: str = "body") -> None:
         """A PNG of the first element that fits a selector."""
         box = self.run(f"(b => [b.x, b.y + scrollY, b.width, b.height])"

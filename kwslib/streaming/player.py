@@ -99,8 +99,9 @@ def page(keyword: str, compact: bytes, config: SynthesisConfig) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(keyword)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1"></head>\n'
         '<body style="font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem">\n'
-        f"<h1>{escape(keyword)}</h1>\n<p>{len(compact):,} bytes in this page listen; nothing is sent anywhere.</p>\n"
-        f"{listens}\n</body></html>\n"
+        f"<main>\n<h1>{escape(keyword)}</h1>\n"
+        f"<p>{len(compact):,} bytes in this page listen; nothing is sent anywhere.</p>\n"
+        f"{listens}\n</main></body></html>\n"
     )
 
 

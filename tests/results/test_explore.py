@@ -175,3 +175,14 @@ def test_in_a_browser_points_speak_and_open(study, tmp_path, width):
                 see(opened, f"(s => {{ s.selectedIndex = {i}; {CHANGED} }})({select})")
                 assert not opened.run("document.querySelector('#explore svg').innerHTML.includes('NaN')")
         assert opened.errors == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nobody_is_kept_out_of_the_page(tmp_path, width):
+    """Of the rules of axe-core, which come of WCAG 2, none is broken, with an experiment open."""
+    with browser.Page(FOLDER / "index.html", tmp_path / "profile", width=width) as opened:
+        see(opened, "document.querySelector('td a[href=\"#experiment-baseline\"]').click()")
+        opened.until("!document.querySelector('#explore .panel').hidden")
+        assert opened.faults() == []
