@@ -55,7 +55,7 @@ def only_one(folder: Path, what: str, patience_s: float = PATIENCE_S) -> Iterato
 
 def _who(holder: Path) -> str:
     try:
-        row = json.loads(holder.read_text())
+        row = json.loads(holder.read_bytes())
         return f"process {row['process']} on {row['machine']} ({row['work']}, since {row['since']})"
     except (OSError, ValueError, KeyError, TypeError):  # it has just begun, or is just ending
         return "another process"

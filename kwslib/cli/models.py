@@ -21,9 +21,9 @@ def published() -> list[dict]:
     if not listed.exists():
         return []
     rows = []
-    for study, files in sorted(json.loads(listed.read_text()).items(), key=lambda of: of[0].startswith("synthetic-")):
+    for study, files in sorted(json.loads(listed.read_bytes()).items(), key=lambda of: of[0].startswith("synthetic-")):
         for purpose, file in files.items():
-            keyword = json.loads((HOME / file).with_suffix(".json").read_text())["keyword"]
+            keyword = json.loads((HOME / file).with_suffix(".json").read_bytes())["keyword"]
             rows.append({"study": study, "keyword": keyword, "purpose": purpose, "file": HOME / file})
     return rows
 

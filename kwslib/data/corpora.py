@@ -79,8 +79,8 @@ class Corpus:
     @property
     def names_tell_speakers(self) -> bool:
         """Whether most clips have a speaker's folder or a ``_`` in their name, and some a speaker in common."""
-        with_speaker = self.clips["clip"].str.partition("/")[2].str.contains("[/_]").mean()
-        return with_speaker > 0.5 and self.clips["speaker"].duplicated().any()
+        with_speaker = self.clips["clip"].str.contains("^[^/]*/.*[/_]").mean()
+        return bool(with_speaker > 0.5 and self.clips["speaker"].duplicated().any())
 
     def summary(self) -> pd.Series:
         """What there is: clips, hours, words, speakers, files left out, fingerprint."""
@@ -389,7 +389,7 @@ def _finish(folder: Path, clips, noise: dict, unusable, planned: list[str], own_
 def _open(folder: Path, name: str, subset_of: Callable[[str], str] | None) -> Corpus:
     text = {"dtype": str, "keep_default_na": False}  # a word may be called "null"
     try:
-        meta = json.loads((folder / "meta.json").read_text())
+        meta = json.loads((folder / "meta.json").read_bytes())
         clips, unusable = (pd.read_csv(folder / f"{table}.csv", **text) for table in ("clips", "unusable"))
         waveforms = np.load(folder / "waveforms.npy", mmap_mode="r")[: len(clips)]
         with np.load(folder / "noise.npz") as stored:

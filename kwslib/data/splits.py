@@ -108,7 +108,7 @@ def _recorded(corpus: Corpus, split: str) -> tuple[pd.Series, str]:
     path = paths.split_csv(corpus.name, split)
     again = f"delete {path} (and its .json) to make a new one"
     try:
-        meta = json.loads(path.with_suffix(".json").read_text())
+        meta = json.loads(path.with_suffix(".json").read_bytes())
         recorded, made_of = meta["sha256"], meta.get("corpus_fingerprint")
         text = path.read_text()
         header, *rows = csv.reader(io.StringIO(text))
@@ -144,7 +144,7 @@ def _way_out(corpus: Corpus, made_of: str | None) -> str:
     folders = {}  # as the prepared corpora remember them
     for file in paths.data().glob(f"{corpus.name}-*/meta.json"):
         with suppress(OSError, ValueError, LookupError):
-            meta = json.loads(file.read_text())
+            meta = json.loads(file.read_bytes())
             folders[file.parent] = meta.get("root"), meta["fingerprint"]
     this = folders.get(corpus.folder, (None,))[0]
     made_for = {root for root, fingerprint in folders.values() if root and fingerprint == made_of}

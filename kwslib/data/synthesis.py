@@ -27,7 +27,7 @@ from kwslib.processes import fresh_processes, in_fresh_process
 VERSION = 5  # raise it when the same plan would sound different
 N_PARTS = 8  # fixed: it decides which utterances share a process
 
-ENGLISH = json.loads((Path(__file__).parent / "english.json").read_text())
+ENGLISH = json.loads((Path(__file__).parent / "english.json").read_bytes())
 WORDS = tuple(ENGLISH["words"].split())  # the 30 of Speech Commands v0.01 (Warden 2018, arXiv:1804.03209)
 NEIGHBOURS = tuple(ENGLISH["neighbours"].split())  # ordinary words, among which near-misses of a keyword are looked for
 

@@ -60,7 +60,7 @@ def experiments() -> list[Experiment]:
 
 def study_of(keyword: str, recordings: str = "", profile_name: str = "standard") -> Study:
     """Where a detector is trained: synthetic speech by most voices and, where there are any, recordings."""
-    sizes = replace(profile(profile_name), seeds=1, views=4, stream_percent=profile(profile_name).stream_percent / 3)
+    sizes = replace(profile(profile_name), seeds=1, views=2, stream_percent=profile(profile_name).stream_percent / 3)
     corpus = f"synthetic+{recordings}" if recordings else "synthetic"
     return Study(corpus, synthesis.clean(keyword), "speaker", sizes, 1, VOICES, MADE)
 
@@ -121,7 +121,7 @@ def doubts(keyword: str) -> list[str]:
 def checked() -> dict[str, float]:
     """Share missed at 1 % FA of words that were counted among people (``tests/prove.py words``), if any were."""
     file = paths.ROOT / "reports" / "reference" / "proofs" / "words.json"
-    counted = json.loads(file.read_text())["words"] if file.exists() else {}
+    counted = json.loads(file.read_bytes())["words"] if file.exists() else {}
     missed = {word: row["miss_at_1pct_fa"] for word, row in counted.items()}
     return dict(sorted(missed.items(), key=lambda pair: pair[1]))
 

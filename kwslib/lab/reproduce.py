@@ -267,7 +267,7 @@ def expected_s(study: Study) -> dict[str, float]:
     own = folder / study.name if (folder / study.name).exists() else folder / PUBLISHED
     took: dict[str, list[float]] = {}
     for file in sorted((own / "records").glob("*-seed*.json")):
-        took.setdefault(paths.split_label(file.stem)[0], []).append(json.loads(file.read_text())["run"]["wall_s"])
+        took.setdefault(paths.split_label(file.stem)[0], []).append(json.loads(file.read_bytes())["run"]["wall_s"])
     share = study.profile.epochs_percent / 100
     return {
         paths.label(name, seed): share * sum(seconds) / len(seconds)

@@ -125,7 +125,7 @@ def failures(reports: Path) -> list[dict]:
     found = []
     for file in sorted((reports / "failures").glob("*.json")):
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-            row = json.loads(file.read_text())
+            row = json.loads(file.read_bytes())
             found.append({key: row[key] for key in ("experiment", "seed", "error")})
     return found
 
@@ -137,7 +137,7 @@ def read(file: Path) -> dict:
         RecordError: damaged, edited, or written by another version.
     """
     try:
-        record = json.loads(file.read_text())
+        record = json.loads(file.read_bytes())
         known = record["schema"] == SCHEMA
         checked = known and "sha256" in record["run"]  # early ones have none
         edited = checked and record["run"]["sha256"] != _digest(record)
@@ -224,7 +224,7 @@ def people(reports: Path) -> dict | None:
     if not file.exists():
         return None
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(file.read_bytes())
         misfit = _misfit(found, PEOPLE, "it")
         for label, run in found["runs"].items() if not misfit else ():
             misfit = misfit or _misfit(run, SCORED, label)

@@ -129,7 +129,7 @@ def kept(folder: Path) -> dict[str, Any] | None:
     if not file.exists():
         return None
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(file.read_bytes())
         if not (isinstance(found["name"], str) and isinstance(found["kws"], str) and isinstance(found["clips"], list)):
             raise TypeError
     except (ValueError, TypeError, KeyError, RecursionError):
@@ -140,7 +140,7 @@ def kept(folder: Path) -> dict[str, Any] | None:
 def _detector(study: str) -> Path | None:
     folder, chosen = paths.checkpoints(study), paths.checkpoints("reference") / RECOMMENDED
     if chosen.exists():
-        named = json.loads(chosen.read_text()).get(study.removeprefix("reference/"), {}).get("stream")
+        named = json.loads(chosen.read_bytes()).get(study.removeprefix("reference/"), {}).get("stream")
         if named and (file := (folder / Path(named).name).with_suffix(".kws")).exists():
             return file
     found = sorted(folder.glob("*-stream*-seed0.kws"))

@@ -145,7 +145,7 @@ def read_spec(path: Path) -> StreamSpec:
         SpecError: no JSON object, an unknown name, or a value that makes no stream.
     """
     try:
-        described = json.loads(path.read_text())
+        described = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise SpecError(f"{path} is no specification of a stream: {error}") from None
     known = {f.name for f in dataclasses.fields(StreamSpec)}
@@ -275,7 +275,7 @@ def prepare(corpus: Corpus, rows: Sequence[int], keyword: str, spec: StreamSpec,
                     out[:, end - logmels.shape[1] : end] = logmels
                     keywords_s.append(said)
                 paths.write_json(about, {"keywords_s": keywords_s})  # gets its name first
-    described, logmels = json.loads(about.read_text()), np.load(path, mmap_mode="r")
+    described, logmels = json.loads(about.read_bytes()), np.load(path, mmap_mode="r")
     keywords_s = [[(start, end) for start, end in track] for track in described["keywords_s"]]
     return Tracks(np.split(logmels, ends[:-1], axis=1), keywords_s, seconds)
 

@@ -126,7 +126,7 @@ def read_sidecar(path: Path) -> dict:
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {path}: train it first, or check the name")
     try:
-        described = json.loads(sidecar.read_text())
+        described = json.loads(sidecar.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} needs its description {sidecar.name} beside it: {error}") from None
     if not isinstance(described, dict) or not {"features", "model", "precision"} <= set(described):

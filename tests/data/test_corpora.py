@@ -1,6 +1,7 @@
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -183,6 +184,7 @@ def test_speakers_may_have_folders(folder):
     assert corpus.clips.iloc[0][["clip", "word", "speaker"]].to_list() == ["go/p_s00/0.wav", "go", "p_s00"]
     assert (corpus.clips["content"] == flat.clips["content"]).all() and list(corpus.noise) == ["hiss.wav"]
     assert corpus.names_tell_speakers and corpus.summary()["speakers"] == 12
+    assert not replace(corpus, clips=corpus.clips[:0]).names_tell_speakers  # as where nothing is recorded
     assert corpora.load(str(folder), None).fingerprint == corpus.fingerprint
     soundfile.write(folder / "go" / "extra.wav", np.random.default_rng(1).uniform(-0.1, 0.1, 5_000), SAMPLE_RATE)
     message = r"'stop' is not in .*: its words are go. stop/p_s00/0.wav is not of that word: .* <root>/<word>/<file>,"
