@@ -37,6 +37,7 @@ BLOCK = 256  # pieces that share a random seed
 TALK_VERSION = 1  # raise it, and those of pieces and tracks, when the same talk would sound different
 MOST_TALK_S = 3600  # to learn from
 TURN_S = 30  # one voice talks for so long
+MOST_SENTENCES = 40  # of a turn; the shortest take a second
 MOST_TRIES = 2_000  # until a sentence is without the keyword
 SENTENCES, SLOTS = tuple(synthesis.ENGLISH["sentences"]), synthesis.ENGLISH["slots"]
 
@@ -83,30 +84,22 @@ def talk(corpus: Corpus, keyword: str, subset: str, seconds: float) -> np.ndarra
     path.parent.mkdir(parents=True, exist_ok=True)
     with made_once(path) as missing:
         if missing:
-            n_parts = min(synthesis.N_PARTS, n_turns)  # a process takes seconds to start
+            n_parts, alike = min(synthesis.N_PARTS, n_turns), sounding_like(keyword)
+            turns = [_turn(keyword, alike, subset, voices, number) for number in range(n_turns)]
             parts = [range(start, n_turns, n_parts) for start in range(n_parts)]
-            alike = sounding_like(keyword)
-            spoken = in_fresh_processes(_talked, [(keyword, alike, subset, voices, part) for part in parts])
+            spoken = in_fresh_processes(synthesis.talked, [([turns[i] for i in part], TURN_S) for part in parts])
             with new_array(path, np.int16, (n_turns, TURN_S * SAMPLE_RATE)) as out:
-                for part, turns in zip(parts, spoken, strict=True):
-                    out[part] = turns
+                for part, said in zip(parts, spoken, strict=True):
+                    out[part] = said
     return np.load(path, mmap_mode="r").reshape(-1)
 
 
-def _talked(keyword: str, alike: list[str], subset: str, voices: dict[str, str], turns: range) -> np.ndarray:
-    """Some turns of a talk, (turns, samples) int16: a voice each, whose sentences follow one another."""
-    names, espeak, said = list(voices), synthesis.Espeak(), []
-    for turn in turns:
-        rng = np.random.default_rng([len(subset), turn])
-        espeak.voice(voices[names[rng.integers(len(names))]])
-        sound = rng.uniform(120, 220), rng.uniform(15, 85), rng.uniform(10, 90), rng.uniform(0.9, 1.12)
-        pieces = [np.zeros(0, np.float32)]
-        while sum(map(len, pieces)) < TURN_S * SAMPLE_RATE:
-            pieces += [espeak.say(sentence(keyword, rng, alike), *sound)]
-            pieces += [np.zeros(int(rng.uniform(0.1, 0.8) * SAMPLE_RATE))]
-        whole = np.concatenate(pieces)[: TURN_S * SAMPLE_RATE]
-        said.append(np.round(whole * 0.5 / np.abs(whole).max() * 32767).astype(np.int16))
-    return np.array(said, np.int16).reshape(-1, TURN_S * SAMPLE_RATE)
+def _turn(keyword: str, alike: list[str], subset: str, voices: dict[str, str], number: int) -> tuple:
+    """A voice, how it speaks, and more sentences than a turn has room for, each with the pause after it in seconds."""
+    rng, names = np.random.default_rng([len(subset), number]), list(voices)
+    voice = voices[names[rng.integers(len(names))]]
+    sound = rng.uniform(120, 220), rng.uniform(15, 85), rng.uniform(10, 90), rng.uniform(0.9, 1.12)
+    return voice, sound, [(sentence(keyword, rng, alike), rng.uniform(0.1, 0.8)) for _ in range(MOST_SENTENCES)]
 
 
 @dataclass(frozen=True)

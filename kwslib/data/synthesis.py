@@ -26,16 +26,13 @@ from kwslib.processes import fresh_processes, in_fresh_process
 
 VERSION = 5  # raise it when the same plan would sound different
 N_PARTS = 8  # fixed: it decides which utterances share a process
-
 ENGLISH = json.loads((Path(__file__).parent / "english.json").read_bytes())
 WORDS = tuple(ENGLISH["words"].split())  # the 30 of Speech Commands v0.01 (Warden 2018, arXiv:1804.03209)
 NEIGHBOURS = tuple(ENGLISH["neighbours"].split())  # ordinary words, among which near-misses of a keyword are looked for
-
 ACCENTS = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029", "en-us-nyc")
-
 SPEAKABLE = re.compile("[a-z0-9æœßøłđ '’-]\\W*")  # by English voices; anything with a mark on it, too
+BABBLE_VOICES = 6  # kept for the noise: no test speaker may be heard in training, not even in a babble
 NOT_HUMAN = re.compile("whisper|[Rr]obo|Demonic|Storm|Tweaky|croak")
-
 # What a word is cut out of, so that its ends sound of its neighbours.
 CARRIERS = ("say {} again", "the {} now", "and {} too", "my {} is here", "one {} more", "so {} please", "a {} or two")
 
@@ -239,12 +236,9 @@ def voice_variants() -> list[str]:
     """eSpeak NG's voice variants without whispers, robots and effects, in a fixed shuffled order."""
     import espeakng_loader
 
-    names = sorted(os.listdir(os.path.join(espeakng_loader.get_data_path(), "voices", "!v")))
-    names = [name for name in names if not NOT_HUMAN.search(name)]
+    every = sorted(os.listdir(os.path.join(espeakng_loader.get_data_path(), "voices", "!v")))
+    names = [name for name in every if not NOT_HUMAN.search(name)]
     return [names[i] for i in _rng("variants").permutation(len(names))]
-
-
-BABBLE_VOICES = 6  # kept for the noise: no test speaker may be heard in training, not even in a babble
 
 
 def speakers(count: int) -> dict[str, str]:
@@ -254,8 +248,7 @@ def speakers(count: int) -> dict[str, str]:
     used with another accent.
     """
     variants = voice_variants()[:-BABBLE_VOICES]
-    limit = len(variants) * len(ACCENTS)
-    if count > limit:
+    if count > (limit := len(variants) * len(ACCENTS)):
         raise ValueError(f"eSpeak NG has {limit} pairs of voice and accent, not {count}")
     pairs = [(ACCENTS[(i + i // len(variants)) % len(ACCENTS)], variants[i % len(variants)]) for i in range(count)]
     return {f"{re.sub('[^A-Za-z0-9]', '-', variant)}_{accent}": f"{accent}+{variant}" for accent, variant in pairs}
@@ -344,9 +337,8 @@ def noise_recordings(purpose: str, seconds: int = 60) -> dict[str, np.ndarray]:
     in a process of its own.
     """
     rng, n = _rng("noise", purpose), seconds * SAMPLE_RATE
-    recordings = {}
-    for name, exponent in (("white", 0.0), ("pink", 0.5), ("brown", 1.0)):
-        recordings[name] = coloured_noise(rng, n, exponent)
+    colours = {"white": 0.0, "pink": 0.5, "brown": 1.0}
+    recordings = {name: coloured_noise(rng, n, exponent) for name, exponent in colours.items()}
     t = np.arange(n) / SAMPLE_RATE
     overtones = (rng.uniform(0.1, 1) / k * np.sin(2 * np.pi * 50 * k * t + rng.uniform(0, 7)) for k in range(1, 12))
     recordings["hum"] = sum(overtones) + 0.02 * rng.standard_normal(n)
@@ -366,6 +358,21 @@ def _talker(espeak: Espeak, voices: list[str], rng: np.random.Generator, n: int)
         spoken.append(espeak.say(" ".join(rng.choice(NEIGHBOURS, 12)), rate, pitch, 50))
         length += len(spoken[-1])
     return np.concatenate(spoken)[:n]
+
+
+def talked(turns: list[tuple[str, tuple, list[tuple[str, float]]]], turn_s: int) -> np.ndarray:
+    """Voices that talk for ``turn_s`` each, as loud, int16 (turns, samples): a turn is a voice, how it speaks (``say``)
+    and sentences, with the seconds of silence after each."""
+    espeak, n, out = Espeak(), turn_s * SAMPLE_RATE, np.zeros((len(turns), turn_s * SAMPLE_RATE), np.int16)
+    for row, (voice, sound, sentences) in zip(out, turns, strict=True):
+        espeak.voice(voice)
+        pieces: list[np.ndarray] = []
+        for text, pause_s in sentences:
+            if sum(map(len, pieces)) < n:
+                pieces += [espeak.say(text, *sound), np.zeros(int(pause_s * SAMPLE_RATE))]
+        whole = np.concatenate(pieces)[:n]
+        row[:] = np.round(whole * 0.5 / np.abs(whole).max() * 32767)
+    return out
 
 
 def _speak_part(part: list[Utterance], voices: dict[str, str], noise: np.ndarray, config: SynthesisConfig):
