@@ -262,13 +262,13 @@ def _fit(run: Run, model, training: Training, resume: Path, on_epoch, pieces=Non
     ``pieces`` says what pieces of stream are made of; ``special`` goes into the training's objective.
     """
     study, experiment = run.study, run.experiment
-    train, val, augmentation = study.split.train, study.split.val, experiment.augmentation
+    heard, val, augmentation = study.heard, study.split.val, experiment.augmentation
     members = [study.model(name, seed) for name in experiment.teachers for seed in run.teacher_seeds]
     teacher = Ensemble(members) if len(members) > 1 else next(iter(members), None)
     if pieces is None:
-        source = Clips(study.bank(augmentation), study.labels[train])
+        source = Clips(study.bank(augmentation), study.labels[heard])
     else:
-        source = Pieces(*study.pieces(pieces, augmentation), seconds=len(train))
+        source = Pieces(*study.pieces(pieces, augmentation), seconds=len(heard))
     material = Material(source, study.logmels[val], study.labels[val], augmentation, mel_warp)
     read = {part for term in experiment.losses for part in term.reads}
     if read and read <= {"logits", "attention"} and not material.varies:

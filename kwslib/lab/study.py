@@ -15,12 +15,15 @@ from kwslib.config import PROFILES, SPLITS, FeatureConfig, Profile, SynthesisCon
 from kwslib.data import augment, corpora, features, pieces, splits
 from kwslib.data.augment import Augmentation
 from kwslib.data.pieces import PieceConfig
+from kwslib.data.synthesis import is_voice
 from kwslib.nets import crnn
 from kwslib.results import records, tables
 from kwslib.streaming import tracks
 from kwslib.streaming.tracks import StreamSpec, Tracks
 from kwslib.training import checkpoints
 from kwslib.training.loop import Training
+
+MOST_REPEATS = 20  # of a recording, each of them varied
 
 
 class ExperimentError(ValueError):
@@ -65,15 +68,29 @@ class Study:
         """Log-mels of all clips, (clips, F, T)."""
         return features.logmels(self.corpus)
 
+    @cached_property
+    def heard(self) -> np.ndarray:
+        """The training clips; recordings beside many voices so often that they are a third of the keyword's clips.
+
+        At most as many as the voices' clips in all, and nobody's more than ``MOST_REPEATS`` times.
+        """
+        train, labels = self.split.train, self.labels[self.split.train]
+        if not self.corpus_argument.startswith(corpora.WITH_VOICES):
+            return train
+        recorded = ~self.corpus.clips["speaker"].iloc[train].map(is_voice).to_numpy(bool)
+        said = labels[recorded].sum(), labels[~recorded].sum()
+        wanted = said[1] // (2 * max(said[0], 1)), (~recorded).sum() // max(recorded.sum(), 1), MOST_REPEATS
+        return np.concatenate([train, np.tile(train[recorded], max(min(wanted) - 1, 0))])
+
     def bank(self, augmentation: Augmentation) -> np.ndarray:
-        """Augmented log-mels of the training clips, (views, train clips, F, T)."""
-        train = self.split.train
+        """Augmented log-mels of the clips that are heard, (views, clips, F, T)."""
+        train = self.heard
         others = train[self.labels[train] == 0]
         return augment.bank(self.corpus, train, others, self.profile.views, augmentation, FeatureConfig())
 
     def pieces(self, recipe: PieceConfig, augmentation: Augmentation) -> tuple[np.ndarray, np.ndarray]:
         """Pieces of stream of training speakers and labels of their seconds, as many as ``bank`` has clips."""
-        train = self.split.train
+        train = self.heard
         n = max(1, self.profile.views * len(train) // recipe.clips)
         return pieces.bank(self.corpus, train, self.labels[train] == 1, n, recipe, augmentation, self.keyword)
 

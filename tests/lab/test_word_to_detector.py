@@ -1,8 +1,10 @@
 """From a word to a detector: its recipe, its doubts, its folder and its card."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 from conftest import tone
@@ -12,6 +14,7 @@ from kwslib.cli import main
 from kwslib.config import SAMPLE_RATE
 from kwslib.data import synthesis
 from kwslib.lab import detector
+from kwslib.lab.study import Study
 from kwslib.nets import crnn
 from kwslib.training import checkpoints
 
@@ -52,6 +55,23 @@ def _with(tmp_path, word, rng):
     speakers = study.corpus.clips["speaker"]
     assert set(speakers.iloc[study.split.train]) >= {str(i) for i in range(12)}
     return study
+
+
+def test_few_recordings_are_heard_often_and_voices_once():
+    voices = list(synthesis.speakers(8))
+
+    def heard(n_recorded, n_others, argument="synthetic+mine"):
+        clips = pd.DataFrame({"speaker": voices * 40 + ["me"] * (n_recorded + n_others)})
+        labels = np.array([0, 1] * 160 + [1] * n_recorded + [0] * n_others)
+        given = SimpleNamespace(clips=clips), SimpleNamespace(train=np.arange(len(clips))), labels, argument
+        told = SimpleNamespace(**dict(zip(("corpus", "split", "labels", "corpus_argument"), given, strict=True)))
+        return np.bincount(Study.heard.func(told), minlength=len(clips))
+
+    often = heard(10, 10)  # 160 clips of the keyword by voices: 80 by people make a third
+    assert set(often[:320]) == {1} and set(often[320:]) == {8}
+    assert set(heard(2, 0)[320:]) == {20}  # that is the most
+    assert set(heard(10, 150)[320:]) == {2}  # nor are they more than the voices'
+    assert set(heard(200, 0)) == set(heard(10, 10, "mine")) == {1}
 
 
 @pytest.mark.slow
