@@ -12,6 +12,8 @@
 turn; runs only when it is named.
 ``words``: detectors made from each of six words (``make detector``), counted on the recordings of people in the folder
 that ``KWS_PEOPLE`` names; runs only when it is named.
+``recordings``: detectors of ``happy`` made from voices and up to 900 recordings of it by people of the training part of
+the folder that ``KWS_PEOPLE`` names, counted on the people of its other parts; runs only when it is named.
 ``same``: a smoke run of the commit ``KWS_BEFORE`` against one of this checkout, all files byte for byte; for changes
 that are to move no number, so it runs only when it is named.
 
@@ -26,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from shlex import quote
@@ -381,9 +384,13 @@ def say_engine(found: dict) -> str:
     return table(head, rows) + "\n\n" + on(found)
 
 
+def named_people() -> str:
+    return os.environ.get("KWS_PEOPLE") or sys.exit("name a folder <word>/<speaker>_*.wav: KWS_PEOPLE=path/to/words")
+
+
 def words() -> None:
     """In ``KWS_HOME``, where what was made before is not made again."""
-    people = os.environ.get("KWS_PEOPLE") or sys.exit("name a folder <word>/<speaker>_*.wav: KWS_PEOPLE=path/to/words")
+    people = named_people()
     sys.path.insert(0, str(ROOT))
     from kwslib import paths
     from kwslib.lab import detector
@@ -418,6 +425,58 @@ def say_words(found: dict) -> str:
     return f"{table(head, rows)}\n\nPeople: `{found['people']}`, none of them learnt from. {on(found)}"
 
 
+def recordings() -> None:
+    """In ``KWS_HOME``. A person's recordings of other words go with those of the keyword."""
+    people = Path(named_people())
+    sys.path.insert(0, str(ROOT))
+    import numpy as np
+
+    from kwslib import paths
+    from kwslib.data import speech_commands
+    from kwslib.lab import detector
+
+    word = WORDS[0]
+    files = [file for file in sorted(people.glob("[!_]*/*")) if file.is_file()]
+    who = {file: file.name.split("_")[0] for file in files}
+    part = {file: speech_commands.subset_of(who[file]) for file in files}
+    says = Counter(who[file] for file in files if file.parent.name == word and part[file] == "train")
+    names = np.random.default_rng(0).permutation(sorted(says)).tolist()
+    found: dict = {"word": word, "people": people.name, "rows": []}
+    with tempfile.TemporaryDirectory() as folder:
+
+        def linked(name: str, wanted) -> str:
+            for file in filter(wanted, files):
+                (Path(folder) / name / file.parent.name).mkdir(parents=True, exist_ok=True)
+                (Path(folder) / name / file.parent.name / file.name).symlink_to(file.resolve())
+            return str(Path(folder) / name)
+
+        judges = linked("judges", lambda file: part[file] != "train")
+        for count in (0, 10, 30, 100, 300, 900):
+            chosen: set[str] = set()
+            for name in names:  # whole people, until they have said it so often
+                if sum(says[other] for other in chosen) + says[name] <= count:
+                    chosen.add(name)
+            taught = linked(f"happy-{count}", lambda file, chosen=chosen: who[file] in chosen) if chosen else ""
+            detector.make(word, taught, judges)
+            reports = paths.reports(detector.study_of(word, taught).name)
+            counted = json.loads((reports / "people.json").read_text())
+            mine = counted["runs"][paths.label(detector.MADE, 0)]
+            row = {"recordings": sum(says[name] for name in chosen), "speakers": len(chosen)}
+            row |= {key: counted[key] for key in ("n_keyword", "n_other")}
+            found["rows"].append(row | {key: mine[key] for key in ("miss_at_1pct_fa", "miss_at_0_1pct_fa")})
+            written("recordings", found)
+
+
+def say_recordings(found: dict) -> str:
+    rows = [
+        [f"{row['recordings']:,}", f"{row['speakers']:,}", f"{100 * row['miss_at_1pct_fa']:.1f}",
+         f"{100 * row['miss_at_0_1pct_fa']:.1f}"] for row in found["rows"]]  # fmt: skip
+    head = [f"recordings of {found['word']!r}", "by people", "missed at 1 % FA, %", "missed at 0.1 % FA, %"]
+    row = found["rows"][0]
+    judges = f"{row['n_keyword']:,} recordings of it and {row['n_other']:,} of other words by other people"
+    return f"{table(head, rows)}\n\nCounted on {judges} in `{found['people']}`. {on(found)}"
+
+
 PARTS = {  # how each is measured and said
     "kills": (kills, say_kills),
     "faults": (faults, say_faults),
@@ -428,6 +487,7 @@ PARTS = {  # how each is measured and said
     "engine": (engine, say_engine),
     "same": (same, say_same),
     "words": (words, say_words),
+    "recordings": (recordings, say_recordings),
 }
 
 
@@ -445,7 +505,7 @@ if __name__ == "__main__":
     unknown = set(sys.argv[1:]) - {*PARTS, "text"}
     if unknown:
         raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(PARTS)} and text")
-    for part in sys.argv[1:] or set(PARTS) - {"same", "engine", "words"}:
+    for part in sys.argv[1:] or set(PARTS) - {"same", "engine", "words", "recordings"}:
         if part != "text":
             PARTS[part][0]()
     PAGE.write_text(filled(PAGE.read_text()))
