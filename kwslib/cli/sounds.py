@@ -35,8 +35,15 @@ def kws_corpus(options: argparse.Namespace) -> None:
 
 
 def load_corpus(argument: str, keyword: str | None):
-    """A corpus of a known name, or of a folder relative to the shell, as with any command line tool."""
+    """A corpus of a known name, or of a folder relative to the shell."""
     from kwslib.data import corpora
 
-    folder = Path(os.path.expanduser(argument)).absolute()
-    return corpora.load(argument if argument in corpora.NAMES else str(folder), keyword)
+    return corpora.load(as_in_shell(argument), keyword)
+
+
+def as_in_shell(argument: str) -> str:
+    """A known name, nothing, or a folder that starts where the shell is, as with any command line tool."""
+    from kwslib.data import corpora
+
+    known = not argument or argument in corpora.NAMES
+    return argument if known else str(Path(os.path.expanduser(argument)).absolute())

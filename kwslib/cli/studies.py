@@ -10,9 +10,11 @@ from kwslib import paths
 
 def kws_make(options: argparse.Namespace) -> None:
     """A detector for a word."""
+    from kwslib.cli.sounds import as_in_shell
     from kwslib.lab import detector
 
-    folder = detector.make(options.keyword, options.recordings, options.people, options.profile)
+    folders = as_in_shell(options.recordings), as_in_shell(options.people)
+    folder = detector.make(options.keyword, *folders, options.profile)
     print((folder / "card.md").read_text("utf-8"))
     print(f"{folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
 

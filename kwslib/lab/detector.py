@@ -87,11 +87,12 @@ def make(
     """
     study = study_of(keyword, recordings, profile_name)
     refuse_to_overwrite(study)
-    doubted = [*doubts(study.keyword), *doubts_of_recordings(study)]
-    for sentence in doubted:
-        say(sentence)
+    doubted = doubts(study.keyword)
     if people:
         verify.people_for(study, people)  # whatever is wrong with it is said before anything is trained
+    doubted += doubts_of_recordings(study)
+    for sentence in doubted:
+        say(sentence)
     run(study, experiments())
     if people:
         verify.score_people(study, people)

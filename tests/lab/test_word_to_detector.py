@@ -119,8 +119,11 @@ def test_a_word_and_a_folder_of_recordings_become_a_detector_with_its_card(tmp_p
         assert "it was not tried" in (made / "card.md").read_text()
 
 
-def test_a_word_nobody_can_say_and_a_folder_that_is_not_there_get_a_sentence(capsys):
+def test_a_word_nobody_can_say_and_a_folder_that_is_not_there_get_a_sentence(capsys, tmp_path, monkeypatch):
     assert main(["make", "привет"]) == 2
     assert "Latin letters" in capsys.readouterr().err
     assert main(["make", "jarvis", "--recordings", "/nowhere/at/all"]) == 2
     assert "no corpus at /nowhere/at/all" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)  # where the shell is, as with any command line tool
+    assert main(["make", "jarvis", "--people", "mine"]) == 2
+    assert f"no corpus at {tmp_path / 'mine'}" in capsys.readouterr().err
