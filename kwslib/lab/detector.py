@@ -3,8 +3,9 @@
 A small net and a wide one learn from clips in rooms, in noise, at other speeds, with bands masked. From them both a
 third one, of 4 bits, learns to hear streams: from labels alone it would learn the synthesizer's voices by heart (of
 people's "happy" it then missed 44 % at 1 % false accepts, where the net that it began as missed 15 %; so taught, 8 %).
-They hear the word from most of the voices, several times each, and more near-misses than a study has. Counted is
-among voices that none of them heard, and, where there are recordings, among people.
+They hear the word from most of the voices, several times each, and its near-misses no more often than any other word:
+a net that is to tell "cat" from a synthesizer's "cap" no longer knows it from people. Counted is among voices that none
+of them heard, and, where there are recordings, among people.
 """
 
 import json
@@ -39,7 +40,7 @@ from kwslib.training.tune import StreamTune
 
 MADE = "detector"  # the experiment that is delivered
 MOST_TEACH = (*("train",) * 3, "val", *("train",) * 5, "test")  # of ten voices
-VOICES = SynthesisConfig(takes=3, near_misses=8, other_words=24, subsets=MOST_TEACH)
+VOICES = SynthesisConfig(takes=3, near_misses=0, other_words=32, subsets=MOST_TEACH)
 STREAMS = ("ordinary", "dense", "sentences", "noise")
 STRONG = Augmentation(speed=(0.75, 1.3), room_share=0.4, tilt_db=3.0, noise_share=0.7, snr_db=(0.0, 30.0),
                       frequency_mask=8, time_mask=16)  # fmt: skip
@@ -105,7 +106,7 @@ def doubts(keyword: str) -> list[str]:
     Raises:
         CorpusError: the voices cannot say it.
     """
-    near = synthesis.vocabulary(keyword, VOICES).near_misses[:3]
+    near = synthesis.vocabulary(keyword).near_misses[:3]
     everyday = {*synthesis.WORDS, *synthesis.NEIGHBOURS}
     sounds = in_fresh_process(synthesis.sounds_of, keyword, *sorted(everyday))
     alike = [word for word in sorted(everyday) if sounds[word] == sounds[keyword] and word != keyword]
