@@ -388,28 +388,36 @@ def named_people() -> str:
     return os.environ.get("KWS_PEOPLE") or sys.exit("name a folder <word>/<speaker>_*.wav: KWS_PEOPLE=path/to/words")
 
 
+def made(word: str, recordings: str, people: str) -> tuple[Path, dict, dict]:
+    """Make a detector that learns from recordings, too: its reports, what people are, and what it misses of them."""
+    from kwslib import paths
+    from kwslib.lab import detector
+
+    detector.make(word, recordings, people)
+    reports = paths.reports(detector.study_of(word, recordings).name)
+    counted = json.loads((reports / "people.json").read_bytes())
+    mine = counted["runs"][paths.label(detector.MADE, 0)]
+    return reports, counted, {key: mine[key] for key in ("miss_at_1pct_fa", "miss_at_0_1pct_fa")}
+
+
 def words() -> None:
     """In ``KWS_HOME``, where what was made before is not made again."""
     people = named_people()
     sys.path.insert(0, str(ROOT))
-    from kwslib import paths
     from kwslib.lab import detector
 
     found: dict = {"words": {}}
     for word in WORDS:
         began = time.monotonic()
-        detector.make(word, people=people)
-        reports = paths.reports(detector.study_of(word).name)
-        counted = json.loads((reports / "people.json").read_text())
+        reports, counted, missed = made(word, "", people)
         record = json.loads((reports / "records" / f"{detector.MADE}-seed0.json").read_text())
-        mine = counted["runs"][paths.label(detector.MADE, 0)]
         ordinary = record["metrics"]["streams"]["points"][0]
         found["words"][word] = {
             "minutes": round((time.monotonic() - began) / 60, 1),
             "compact_bytes": record["cost"]["compact_bytes"],
             **{key: ordinary[key] for key in ("found", "keywords", "false_alarms", "other_hours")},
             **{key: counted[key] for key in ("n_keyword", "n_other", "n_speakers")},
-            **{key: mine[key] for key in ("miss_at_1pct_fa", "miss_at_0_1pct_fa")},
+            **missed,
         }
         found["people"] = counted["folder"]
     written("words", found)
@@ -431,9 +439,7 @@ def recordings() -> None:
     sys.path.insert(0, str(ROOT))
     import numpy as np
 
-    from kwslib import paths
     from kwslib.data import speech_commands
-    from kwslib.lab import detector
 
     word = WORDS[0]
     files = [file for file in sorted(people.glob("[!_]*/*")) if file.is_file()]
@@ -456,14 +462,10 @@ def recordings() -> None:
             for name in names:  # whole people, until they have said it so often
                 if sum(says[other] for other in chosen) + says[name] <= count:
                     chosen.add(name)
-            taught = linked(f"happy-{count}", lambda file, chosen=chosen: who[file] in chosen) if chosen else ""
-            detector.make(word, taught, judges)
-            reports = paths.reports(detector.study_of(word, taught).name)
-            counted = json.loads((reports / "people.json").read_text())
-            mine = counted["runs"][paths.label(detector.MADE, 0)]
+            taught = linked(f"{word}-{count}", lambda file, chosen=chosen: who[file] in chosen) if chosen else ""
+            _, counted, missed = made(word, taught, judges)
             row = {"recordings": sum(says[name] for name in chosen), "speakers": len(chosen)}
-            row |= {key: counted[key] for key in ("n_keyword", "n_other")}
-            found["rows"].append(row | {key: mine[key] for key in ("miss_at_1pct_fa", "miss_at_0_1pct_fa")})
+            found["rows"].append(row | {key: counted[key] for key in ("n_keyword", "n_other")} | missed)
             written("recordings", found)
 
 

@@ -25,10 +25,9 @@ from kwslib.data.augment import FRAME, Augmentation, loud_frames, speech_power, 
 from kwslib.data.corpora import Corpus
 from kwslib.data.features import VERSION as LOGMELS_VERSION
 from kwslib.data.features import LogMel, from_int16, n_frames, new_array, one_thread, prepared
-from kwslib.data.synthesis import coloured_noise
+from kwslib.data.synthesis import COLOURS, coloured_noise
 from kwslib.processes import helped, in_fresh_process, in_fresh_processes, made_once
 
-COLOURS = {"white": 0.0, "pink": 0.5, "brown": 1.0}  # amplitude falls with this power of the frequency
 FRAMES = n_frames(FeatureConfig()) - 1  # of each second; the first frame of all has heard nothing yet
 VERSION = 4  # raise it when the same recipe would give other pieces
 PAUSES = ((1.0, 0.6), (0.5, 0.2), (0.2, 0.2))  # (share of the seconds with a word, share of the pieces)

@@ -110,7 +110,7 @@ def _recorded(corpus: Corpus, split: str) -> tuple[pd.Series, str]:
     try:
         meta = json.loads(path.with_suffix(".json").read_bytes())
         recorded, made_of = meta["sha256"], meta.get("corpus_fingerprint")
-        text = path.read_text()
+        text = path.read_text("utf-8")
         header, *rows = csv.reader(io.StringIO(text))
         if header != ["clip", "subset"] or any(len(row) != 2 for row in rows):
             raise ValueError("it must have two columns, clip and subset")

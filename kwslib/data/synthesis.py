@@ -32,6 +32,7 @@ NEIGHBOURS = tuple(ENGLISH["neighbours"].split())  # ordinary words, among which
 ACCENTS = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029", "en-us-nyc")
 SPEAKABLE = re.compile("[a-z0-9æœßøłđ '’-]\\W*")  # by English voices; anything with a mark on it, too
 BABBLE_VOICES = 6  # kept for the noise: no test speaker may be heard in training, not even in a babble
+COLOURS = {"white": 0.0, "pink": 0.5, "brown": 1.0}  # amplitude falls with this power of the frequency
 NOT_HUMAN = re.compile("whisper|[Rr]obo|Demonic|Storm|Tweaky|croak")
 # What a word is cut out of, so that its ends sound of its neighbours.
 CARRIERS = ("say {} again", "the {} now", "and {} too", "my {} is here", "one {} more", "so {} please", "a {} or two")
@@ -337,8 +338,7 @@ def noise_recordings(purpose: str, seconds: int = 60) -> dict[str, np.ndarray]:
     in a process of its own.
     """
     rng, n = _rng("noise", purpose), seconds * SAMPLE_RATE
-    colours = {"white": 0.0, "pink": 0.5, "brown": 1.0}
-    recordings = {name: coloured_noise(rng, n, exponent) for name, exponent in colours.items()}
+    recordings = {name: coloured_noise(rng, n, exponent) for name, exponent in COLOURS.items()}
     t = np.arange(n) / SAMPLE_RATE
     overtones = (rng.uniform(0.1, 1) / k * np.sin(2 * np.pi * 50 * k * t + rng.uniform(0, 7)) for k in range(1, 12))
     recordings["hum"] = sum(overtones) + 0.02 * rng.standard_normal(n)
@@ -361,8 +361,7 @@ def _talker(espeak: Espeak, voices: list[str], rng: np.random.Generator, n: int)
 
 
 def talked(turns: list[tuple[str, tuple, list[tuple[str, float]]]], turn_s: int) -> np.ndarray:
-    """Voices that talk for ``turn_s`` each, as loud, int16 (turns, samples): a turn is a voice, how it speaks (``say``)
-    and sentences, with the seconds of silence after each."""
+    """Turns of talk, equally loud, int16 (turns, samples): of each a voice, how it speaks, sentences and pauses."""
     espeak, n, out = Espeak(), turn_s * SAMPLE_RATE, np.zeros((len(turns), turn_s * SAMPLE_RATE), np.int16)
     for row, (voice, sound, sentences) in zip(out, turns, strict=True):
         espeak.voice(voice)

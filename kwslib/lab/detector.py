@@ -1,11 +1,10 @@
 """From a word to a detector: what helped among people, each for itself, put together; and a card of what it is worth.
 
 A small net and a wide one learn from clips in rooms, in noise, at other speeds, with bands masked. From them both a
-third one, of 4 bits, learns to hear streams: from labels alone it would learn the synthesizer's voices by heart (of
-people's "happy" it then missed 44 % at 1 % false accepts, where the net that it began as missed 15 %; so taught, 8 %).
-They hear the word from most of the voices, several times each, and its near-misses no more often than any other word:
-a net that is to tell "cat" from a synthesizer's "cap" no longer knows it from people. Counted is among voices that none
-of them heard, and, where there are recordings, among people.
+third one, of 4 bits, learns to hear streams: from labels alone it would learn the synthesizer's voices by heart and
+forget people (CHANGELOG.md has what was counted). They hear the word from most of the voices, several times each, and
+its near-misses no more often than any other word: a net that is to tell "cat" from a synthesizer's "cap" no longer
+knows it from people. Counted is among voices that none of them heard, and, where there are recordings, among people.
 """
 
 import json

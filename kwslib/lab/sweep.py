@@ -176,9 +176,9 @@ def _train(
         if trial.should_prune():
             raise optuna.TrialPruned
 
-    rows = study.split.train, study.split.val
-    source = Clips(study.bank(WITHOUT_MASKS), study.labels[rows[0]])
-    material = Material(source, study.logmels[rows[1]], study.labels[rows[1]])
+    val = study.split.val
+    source = Clips(study.bank(WITHOUT_MASKS), study.labels[study.heard])
+    material = Material(source, study.logmels[val], study.labels[val])
     objective = Objective(losses, study.model(teacher, 0) if teacher else None)
     try:
         fit(model, material, objective, training, trial.number, on_epoch=report)

@@ -22,7 +22,8 @@ from kwslib.data.augment import FRAME, loud_frames, speech_power
 from kwslib.data.corpora import Corpus
 from kwslib.data.features import VERSION as LOGMELS_VERSION
 from kwslib.data.features import LogMel, from_int16, new_array, one_thread, prepared
-from kwslib.data.pieces import COLOURS, TALK_VERSION, TURN_S, noise, talk
+from kwslib.data.pieces import TALK_VERSION, TURN_S, noise, talk
+from kwslib.data.synthesis import COLOURS
 from kwslib.processes import helped, made_once
 
 

@@ -1,3 +1,4 @@
+import numpy as np
 import optuna
 import pytest
 
@@ -76,6 +77,17 @@ def test_a_teacher_is_listened_to(study):
     run(study, [Experiment("baseline", student=CRNNConfig(2, hidden_size=6), training=Training(epochs=20))])
     found = sweep.sweep(study, trials=1, max_macs=BUDGET, teacher="baseline")
     assert found["kd_share"].between(0, 0.9).all() and found["temperature"].between(1, 20).all()
+
+
+def test_a_trial_hears_what_experiments_hear(study, monkeypatch):
+    train = study.split.train
+    study.__dict__["heard"] = np.concatenate([train, train[:3]])  # as recordings beside voices: some more often
+    asked = []
+    monkeypatch.setattr(sweep, "fit", lambda model, material, *_, **__: asked.append(material.source))
+    database = sweep._database("q", sweep.storage_of(study))
+    sweep._train(study, database.ask(), CRNNConfig(1, hidden_size=8), Training(epochs=1), teacher=None)
+    (source,) = asked
+    assert source.logmels.shape[1] == len(source.labels) == len(train) + 3
 
 
 def test_requests_that_make_no_sense_are_refused(study):
