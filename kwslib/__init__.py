@@ -31,7 +31,7 @@ __version__ = "0.1.0"
 
 OFFERED = {
     "config": "CLIP_SAMPLES SAMPLE_RATE CRNNConfig SynthesisConfig",
-    "data.augment": "REPORTS WITHOUT_MASKS Augmentation",
+    "data.augment": "REPORTS STRONG WITHOUT_MASKS Augmentation",
     "data.pieces": "PieceConfig",
     "nets.losses": "AttentionKL Labels LayerwiseMSE SoftTargets",
     "nets.rivals": "BCResNetConfig SeparableConfig TimeNetConfig",

@@ -19,7 +19,7 @@ from torch import nn
 from kwslib import paths
 from kwslib.config import SAMPLE_RATE, FeatureConfig, SynthesisConfig, describe, profile
 from kwslib.data import corpora, synthesis
-from kwslib.data.augment import Augmentation
+from kwslib.data.augment import STRONG
 from kwslib.data.pieces import PieceConfig
 from kwslib.lab import verify
 from kwslib.lab.run import Experiment
@@ -41,8 +41,6 @@ MADE = "detector"  # the experiment that is delivered
 MOST_TEACH = (*("train",) * 3, "val", *("train",) * 5, "test")  # of ten voices
 VOICES = SynthesisConfig(takes=3, near_misses=0, other_words=32, subsets=MOST_TEACH)
 STREAMS = ("ordinary", "dense", "sentences", "noise")
-STRONG = Augmentation(speed=(0.75, 1.3), room_share=0.4, tilt_db=3.0, noise_share=0.7, snr_db=(0.0, 30.0),
-                      frequency_mask=8, time_mask=16)  # fmt: skip
 VOWELS = re.compile("[aeiouæɑɐɒɔəɚɛɜɪʊʌː]+")  # a group of them makes a syllable
 
 

@@ -21,7 +21,7 @@ SMOOTHING = (1, 2, 3)  # steps, tried on val
 RESET_STEPS = 2  # how often the model starts afresh where the state is not carried
 CURVE_POINTS = 60
 WISHES = ("fa_per_h", "hours", "least_found")  # what a decision was made for; one made otherwise has none
-VERSION = 4  # raise it when the same streams would give another decision or other figures
+VERSION = 5  # raise it when the same streams would give another decision or other figures
 
 
 @dataclass(frozen=True)

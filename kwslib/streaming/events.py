@@ -21,6 +21,7 @@ from kwslib.config import SAMPLE_RATE, FeatureConfig
 from kwslib.data.features import n_frames
 from kwslib.nets.crnn import keyword_score, step_logits
 from kwslib.processes import helped
+from kwslib.streaming.model import FIRST_S
 from kwslib.streaming.tracks import Track, Tracks
 from kwslib.training.quantize import INT8
 
@@ -101,7 +102,7 @@ class ScoredTrack(NamedTuple):
 def score_tracks(model: nn.Module, tracks: Tracks, reset_steps: int = 0) -> list[ScoredTrack]:
     """A model's scores on prepared tracks, many steps in one call.
 
-    Equal to ``StreamingModel`` to rounding.
+    Equal to ``score_chunks`` to rounding.
 
     Args:
         reset_steps: 0 carries the state from the beginning of each track on. Otherwise the model starts afresh
@@ -129,8 +130,9 @@ def score_tracks(model: nn.Module, tracks: Tracks, reset_steps: int = 0) -> list
                 logits = step_logits(model, x, config.n_steps(window)).flatten(0, 1)
                 ends = np.arange(len(logits) // len(few)) * config.stride[1] + config.kernel_size[1] - 1
             scores = keyword_score(logits).view(len(few), -1).numpy()
-            rows = zip(few, scores, strict=True)
-            scored += [ScoredTrack(said, seconds, ends * hop_s, score) for (_, said, seconds), score in rows]
+            heard = ends * hop_s >= FIRST_S
+            rows = zip(few, scores[:, heard], strict=True)
+            scored += [ScoredTrack(said, seconds, (ends * hop_s)[heard], score) for (_, said, seconds), score in rows]
     return scored
 
 

@@ -19,6 +19,8 @@ from kwslib.data.features import LogMel, n_frames
 from kwslib.nets.crnn import keyword_score, windowed_logits
 from kwslib.training.quantize import INT8
 
+FIRST_S = 0.95  # what comes earlier is no score yet: a stream that just began has not heard a word, but fewer steps
+
 
 class State(NamedTuple):
     """All a stream remembers. Values are never changed in place: one model serves many streams."""
@@ -139,14 +141,14 @@ def score_chunks(streaming: StreamingModel, chunks: Iterable[np.ndarray]) -> Ite
     """Score a stream of float32 chunks with carried state.
 
     Yields:
-        (time in seconds, logit difference) of every step, as soon as it is complete.
+        (time in seconds, logit difference) of every step from ``FIRST_S`` on, as soon as it is complete.
     """
     state, done = streaming.initial_state(), 0
     for chunk in chunks:
         new, state = streaming.step(torch.as_tensor(chunk, dtype=torch.float32)[None], state)
         times = streaming.step_times_s(done, new.shape[1])
         done += new.shape[1]
-        yield from zip(times.tolist(), new[0].tolist(), strict=True)
+        yield from ((t, score) for t, score in zip(times.tolist(), new[0].tolist(), strict=True) if t >= FIRST_S)
 
 
 def carried_scores(streaming: StreamingModel, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

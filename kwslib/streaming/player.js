@@ -1,9 +1,9 @@
-/* A keyword detector in a page: reads a .kws file and listens, with no network and no other code.
-   `kws` computes and runs in any JavaScript engine; `kwsPlayer`, below it, draws and needs a browser.
-   It does what StreamingModel and Decision do in Python, in double precision; a test compares both. */
+/* A keyword detector in a page: reads a .kws file and listens, with no other code.
+   `kws` computes, in any JavaScript engine; `kwsPlayer`, below it, draws and needs a browser.
+   It does what StreamingModel and Decision do in Python, and is compared with them. */
 "use strict";
 var kws = (function () {
-const RATE = 16000, N_FFT = 400, HOP = 160, FLOOR = 1e-9;
+const RATE = 16000, N_FFT = 400, HOP = 160, FLOOR = 1e-9, FIRST_S = 0.95;
 
 function crc32(data) {
   let crc = -1;
@@ -14,7 +14,7 @@ function crc32(data) {
   return ~crc >>> 0;
 }
 
-/* ---- the file: KWS1, length, description, tensors in the order of the description, CRC-32 ---- */
+/* ---- the file: KWS1, length, description, tensors in its order, CRC-32 ---- */
 
 function half(bits) {
   const sign = bits & 0x8000 ? -1 : 1, exponent = bits >> 10 & 31, fraction = bits & 1023;
@@ -295,7 +295,8 @@ function detector(file) {
   function frame(found) {
     const output = net.column(frames(audio));
     if (!output) return;
-    found.push([((steps++ * net.stride) + net.kernel - 1) * HOP / RATE, score(output)]);
+    const t = (steps++ * net.stride + net.kernel - 1) * HOP / RATE, said = score(output);
+    if (t >= FIRST_S) found.push([t, said]);
   }
 
   return {

@@ -11,7 +11,7 @@ from kwslib.nets import crnn
 from kwslib.nets.crnn import CRNN, keyword_score, step_logits
 from kwslib.nets.rivals import TimeNetConfig, build
 from kwslib.streaming import events, tracks
-from kwslib.streaming.model import StreamingModel, carried_scores, reset_scores
+from kwslib.streaming.model import FIRST_S, StreamingModel, carried_scores, reset_scores
 from kwslib.training.prune import Prune
 from kwslib.training.quantize import PRECISIONS, WeightInt
 
@@ -226,8 +226,23 @@ def test_a_model_for_streams_scores_a_clip_by_the_highest_score_on_its_way():
         samples = torch.randn(5, 16_000) * 0.1
         logmels = LogMel()(samples).numpy()
         streaming = StreamingModel(model)
-        by_hand = [carried_scores(streaming, clip.numpy())[1].max() for clip in samples]
+        by_hand = streaming.step(samples, streaming.initial_state(len(samples)))[0].amax(1)
         at_the_end = crnn.score(model, logmels)
         model.on_streams = True
         np.testing.assert_allclose(crnn.score(model, logmels), by_hand, atol=1e-4)
         assert (crnn.score(model, logmels) >= at_the_end - 1e-4).all()
+
+
+@torch.no_grad()
+def test_a_stream_says_nothing_before_it_has_heard_as_much_as_a_clip():
+    """Its first steps would judge by fewer outputs than all later ones, and took many a beginning for the keyword."""
+    for config in (TimeNetConfig(), CRNNConfig(2, hidden_size=6)):
+        torch.manual_seed(0)
+        model = build(config).eval()
+        samples = torch.randn(32_000) * 0.1
+        times, scores = carried_scores(StreamingModel(model), samples.numpy())
+        assert FIRST_S <= times[0] <= 1.0 and np.allclose(np.diff(times), 0.08)
+        assert scores[0] == pytest.approx(crnn.score(model, LogMel()(samples[None, :16_000]).numpy())[0], abs=1e-4)
+        (scored,) = events.score_tracks(model, tracks.Tracks([LogMel()(samples[None])[0].numpy()], [[]], [2.0]))
+        np.testing.assert_allclose(scored.times_s, times)
+        np.testing.assert_allclose(scored.scores, scores, atol=1e-4)
