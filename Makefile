@@ -13,6 +13,7 @@ SEEDS   ?= 0
 OTHER   ?=
 PEOPLE  ?=
 RECORDINGS ?=
+NEGATIVES ?=
 APPENDIX ?= augmentation_and_transfer distillation_grid
 TRIALS  ?= 40
 MAX_MACS ?= 93000
@@ -52,8 +53,8 @@ RUN     := $(BIN)/kws reproduce $(STUDY) --profile "$(PROFILE)" --seeds "$(SEEDS
 reproduce: $(READY)  ## run every experiment that is not done yet, then the report [QUIET=1] [PEOPLE=FOLDER]
 	@$(RUN) --people "$(PEOPLE)"
 
-detector: $(READY)  ## a detector for KEYWORD in detectors/ [RECORDINGS=FOLDER to learn from, too] [PEOPLE=FOLDER to judge]
-	@$(BIN)/kws make "$(KEYWORD)" --recordings "$(RECORDINGS)" --people "$(PEOPLE)" --profile "$(PROFILE)"
+detector: $(READY)  ## a detector for KEYWORD in detectors/ [RECORDINGS=FOLDER to learn from, too] [NEGATIVES=FOLDER to be quiet on] [PEOPLE=FOLDER to judge]
+	@$(BIN)/kws make "$(KEYWORD)" --recordings "$(RECORDINGS)" --negatives "$(NEGATIVES)" --people "$(PEOPLE)" --profile "$(PROFILE)"
 
 report: $(READY)  ## redraw figures and HTML from saved records: no data, no training
 	@$(RUN) --only 06_plots

@@ -14,6 +14,8 @@ turn; runs only when it is named.
 that ``KWS_PEOPLE`` names; runs only when it is named.
 ``recordings``: detectors of ``happy`` made from voices and up to 900 recordings of it by people of the training part of
 the folder that ``KWS_PEOPLE`` names, counted on the people of its other parts; runs only when it is named.
+``streams``: the stream models of notebook 02 for ``happy``, trained on voices alone, counted on streams made of those
+recordings and on the sentences, without the keyword, in the folder that ``KWS_TALK`` names; only when it is named.
 ``same``: a smoke run of the commit ``KWS_BEFORE`` against one of this checkout, all files byte for byte; for changes
 that are to move no number, so it runs only when it is named.
 
@@ -479,6 +481,53 @@ def say_recordings(found: dict) -> str:
     return f"{table(head, rows)}\n\nCounted on {judges} in `{found['people']}`. {on(found)}"
 
 
+def streams() -> None:
+    """In ``KWS_HOME``, by each model's own decision; one seed."""
+    people, talk = named_people(), os.environ.get("KWS_TALK") or sys.exit("name a folder of talk: KWS_TALK=folder")
+    sys.path.insert(0, str(ROOT))
+    from kwslib import paths
+    from kwslib.results import records
+
+    study = ["--corpus", "synthetic", "--keyword", WORDS[0], "--split", "speaker"]
+    kws = [sys.executable, "-c", "from kwslib.cli import main; raise SystemExit(main())"]
+    shell(*kws, "reproduce", *study, "--seeds", "1", "--quiet", "--only", "01_split_and_baseline", "02_streaming")
+    shell(*kws, "people", *study, "--people", people)
+    name = paths.study_name("synthetic", WORDS[0], "speaker")
+    missed = json.loads((paths.reports(name) / "people.json").read_bytes())
+    found: dict = {"word": WORDS[0], "people": missed["folder"], "models": {}}
+    for record in records.load(name):
+        if "streams" not in record["metrics"]:
+            continue
+        label = paths.label(record["experiment"], 0)
+        evaluate = [*kws, "evaluate", "--json", "--checkpoint", str(paths.checkpoints(name) / f"{label}.pt")]
+        row = {"macs_per_second": record["cost"]["macs_per_second"], "compact_bytes": record["cost"]["compact_bytes"]}
+        row |= {key: missed["runs"][label][key] for key in ("miss_at_1pct_fa", "miss_at_0_1pct_fa")}
+        for kind in ("ordinary", "dense"):
+            spec = str(ROOT / "data_splits" / "streams" / f"{kind}.json")
+            counted = json.loads(shell(*evaluate, "--corpus", people, "--stream", spec))
+            row[kind] = {key: counted[key] for key in ("found", "keywords", "false_alarms", "other_hours")}
+        counted = json.loads(shell(*evaluate, "--negatives", talk))
+        row["talk"] = {key: counted[key] for key in ("false_alarms", "hours")}
+        found["models"][record["experiment"]] = row
+    written("streams", found)
+
+
+def say_streams(found: dict) -> str:
+    def on_stream(row: dict) -> list[str]:
+        share, rate = row["found"] / row["keywords"], row["false_alarms"] / row["other_hours"]
+        return [f"{100 * share:.1f}", f"{rate:.1f}"]
+
+    rows = [
+        [name, f"{row['compact_bytes'] / 1e3:.1f}", f"{100 * row['miss_at_1pct_fa']:.1f}", *on_stream(row["ordinary"]),
+         *on_stream(row["dense"]), f"{row['talk']['false_alarms'] / row['talk']['hours']:.1f}"]
+        for name, row in found["models"].items()]  # fmt: skip
+    head = ["model", "kB", "missed at 1 % FA, %", "ordinary: found, %", "false alarms per hour", "dense: found, %",
+            "false alarms per hour", "sentences: false alarms per hour"]  # fmt: skip
+    hours = next(iter(found["models"].values()))["talk"]["hours"]
+    judges = f"Words of `{found['people']}` on both kinds of stream, {hours:.1f} hours of sentences read by people"
+    return f"{table(head, rows)}\n\n{judges}; nobody of them was learnt from. {on(found)}"
+
+
 PARTS = {  # how each is measured and said
     "kills": (kills, say_kills),
     "faults": (faults, say_faults),
@@ -490,6 +539,7 @@ PARTS = {  # how each is measured and said
     "same": (same, say_same),
     "words": (words, say_words),
     "recordings": (recordings, say_recordings),
+    "streams": (streams, say_streams),
 }
 
 
@@ -507,7 +557,7 @@ if __name__ == "__main__":
     unknown = set(sys.argv[1:]) - {*PARTS, "text"}
     if unknown:
         raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(PARTS)} and text")
-    for part in sys.argv[1:] or set(PARTS) - {"same", "engine", "words", "recordings"}:
+    for part in sys.argv[1:] or set(PARTS) - {"same", "engine", "words", "recordings", "streams"}:
         if part != "text":
             PARTS[part][0]()
     PAGE.write_text(filled(PAGE.read_text()))

@@ -103,6 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("--recordings", default="", metavar="FOLDER",
                       help="<word>/<speaker>_*.wav of the word and of others, to learn from, too")  # fmt: skip
     make.add_argument("--people", default="", metavar="FOLDER", help="such recordings, to be judged by")
+    make.add_argument("--negatives", default="", metavar="FOLDER",
+                      help="long recordings without the word, on which it should be quiet")  # fmt: skip
     make.add_argument("--profile", default="standard")
     name = command("name", "studies", "print the name of a study")
     reproduce = command("reproduce", "studies", "run a study's notebooks that are not done, then its report")

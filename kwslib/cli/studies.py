@@ -13,8 +13,8 @@ def kws_make(options: argparse.Namespace) -> None:
     from kwslib.cli.sounds import as_in_shell
     from kwslib.lab import detector
 
-    folders = as_in_shell(options.recordings), as_in_shell(options.people)
-    folder = detector.make(options.keyword, *folders, options.profile)
+    recordings, people, negatives = map(as_in_shell, (options.recordings, options.people, options.negatives))
+    folder = detector.make(options.keyword, recordings, people, options.profile, negatives)
     print((folder / "card.md").read_text("utf-8"))
     print(f"{folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
 

@@ -44,10 +44,12 @@ STREAMS = ("ordinary", "dense", "sentences", "noise")
 VOWELS = re.compile("[aeiouæɑɐɒɔəɚɛɜɪʊʌː]+")  # a group of them makes a syllable
 
 
-def experiments() -> list[Experiment]:
-    """The recipe: two teachers, and what is delivered."""
+def experiments(negatives: str = "") -> list[Experiment]:
+    """The recipe: two teachers, and what is delivered. Its decision heeds long recordings without the keyword."""
     training = Training(epochs=40, learning_rate=6e-3, weight_decay=1e-3, ema=0.99, normalize=False)
-    decide = Decide(tuple(tracks.read_spec(paths.stream_spec(name)) for name in STREAMS), reset=())
+    specs = [tracks.read_spec(paths.stream_spec(name)) for name in STREAMS]
+    specs += [tracks.recordings(Path(negatives))] if negatives else []
+    decide = Decide(tuple(specs), reset=())
     streams = StreamTune(replace(training, epochs=30), PieceConfig(talk_share=0.5), bits=4, mel_warp=0.15)
     losses = (Labels(0.4), SoftTargets(0.6, temperature=4.0))
     taught = {"teacher": ("small", "wide"), "losses": losses, "augmentation": STRONG}
@@ -67,7 +69,12 @@ def study_of(keyword: str, recordings: str = "", profile_name: str = "standard")
 
 
 def make(
-    keyword: str, recordings: str = "", people: str = "", profile_name: str = "standard", say: Callable = print
+    keyword: str,
+    recordings: str = "",
+    people: str = "",
+    profile_name: str = "standard",
+    negatives: str = "",
+    say: Callable = print,
 ) -> Path:
     """Train a detector for a word and write ``detectors/<word>/``: ``.kws``, ``.onnx``, a card, a page that listens.
 
@@ -77,21 +84,24 @@ def make(
         keyword: what the synthesizer's voices say.
         recordings: a folder ``<root>/<word>/<speaker>_*.wav`` of the keyword and of other words, to learn from, too.
         people: such a folder to be judged by; whoever was learnt from is left out.
+        negatives: a folder of long recordings without the keyword. The threshold is made so high that there is at most
+            one alarm per hour in their first half; counted is on the second.
         say: is told what a maker should know, in sentences.
 
     Raises:
-        CorpusError: a word that the voices cannot say, or no such folder.
+        CorpusError, SpecError: a word that the voices cannot say, or no such folder.
         ExperimentError: a training failed, or there is a detector of a larger profile.
     """
     study = study_of(keyword, recordings, profile_name)
     refuse_to_overwrite(study)
+    recipe = experiments(negatives)
     doubted = doubts(study.keyword)
     if people:
         verify.people_for(study, people)  # whatever is wrong with it is said before anything is trained
     doubted += doubts_of_recordings(study)
     for sentence in doubted:
         say(sentence)
-    run(study, experiments())
+    run(study, recipe)
     if people:
         verify.score_people(study, people)
     return deliver(study, doubted)

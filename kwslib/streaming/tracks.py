@@ -6,6 +6,7 @@ A specification is a few numbers in a JSON file; the sound is made when it is ne
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ import torch
 from joblib import Parallel, cpu_count
 from tqdm.auto import tqdm
 
-from kwslib import paths
+from kwslib import audio, paths
 from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, FeatureConfig, identity
 from kwslib.data import synthesis
 from kwslib.data.augment import FRAME, loud_frames, speech_power
@@ -139,6 +140,37 @@ class StreamSpec:
             raise SpecError(f"keyword_times_s lie in a track of {TRACK_S:g} s, not at {self.keyword_times_s}")
 
 
+@dataclass(frozen=True)
+class Recordings(StreamSpec):
+    """Long recordings without the keyword instead of a stream that is rendered: people talking, a room, a radio.
+
+    Decisions are made on the first half of them, by name, or of the only one; counted is on the other half.
+
+    Attributes:
+        folder: of recordings of any kind, also in folders below it.
+        n_bytes: of all of them, so that other recordings are another specification.
+    """
+
+    words_per_minute: float = 0.0
+    keyword_share: float = 0.0
+    name: str = "recordings"
+    fa_per_h: float | None = 1.0
+    folder: str = ""
+    n_bytes: int = 0
+
+
+def recordings(folder: Path) -> Recordings:
+    """What is in a folder.
+
+    Raises:
+        SpecError: no recordings.
+    """
+    files = [folder / name for name in audio.files_below(folder) if not name.endswith("/")]
+    if not files:
+        raise SpecError(f"no recordings in {folder}: give a folder of long ones without the keyword")
+    return Recordings(folder=str(folder), n_bytes=sum(file.stat().st_size for file in files))
+
+
 def read_spec(path: Path) -> StreamSpec:
     """A specification from a JSON file; what it leaves out is as in ``StreamSpec``.
 
@@ -255,8 +287,10 @@ def prepare(corpus: Corpus, rows: Sequence[int], keyword: str, spec: StreamSpec,
     """The log-mels of a stream, float32, memory-mapped; computed once for all models that hear it. As ``render``.
 
     Raises:
-        SpecError: as ``render``.
+        SpecError: as ``render``; of ``Recordings`` none can be read.
     """
+    if isinstance(spec, Recordings):
+        return _of_recordings(Path(spec.folder), part)
     rows = np.asarray(rows)
     sound = replace(spec, name="", fa_per_h=None, least_found=None)  # these change no sample
     talked = (TALK_VERSION, synthesis.VERSION, part) if spec.talk else ()
@@ -286,3 +320,24 @@ def _track_logmels(corpus, rows, keyword, spec, number: int, part: str) -> tuple
     with one_thread():
         track = _track(corpus, rows, keyword, spec, number, part)
         return prepared(torch.from_numpy(track.samples)[None], LogMel())[0].numpy(), track.keywords_s
+
+
+@torch.no_grad()
+def _of_recordings(folder: Path, part: str) -> Tracks:
+    """The half of the recordings in a folder that a part may hear."""
+    names, logmels, seconds = [name for name in audio.files_below(folder) if not name.endswith("/")], [], []
+    half = len(names) // 2
+    chosen = names if half == 0 else names[:half] if part == "val" else names[half:]
+    for name in tqdm(chosen, desc=f"reading recordings, {part}", unit="file", disable=None):
+        with suppress(audio.AudioError), one_thread():
+            samples = audio.read(folder / name)
+            middle = len(samples) // 2 if half == 0 else 0
+            samples = samples[:middle] if middle and part == "val" else samples[middle:]
+            step = round(TRACK_S * SAMPLE_RATE)
+            pieces = [samples[start : start + step] for start in range(0, len(samples), step)]
+            for piece in (piece for piece in pieces if len(piece) >= 2 * CLIP_SAMPLES):
+                logmels.append(prepared(torch.from_numpy(piece)[None], LogMel())[0].numpy())
+                seconds.append(len(piece) / SAMPLE_RATE)
+    if not seconds:
+        raise SpecError(f"none of {len(chosen)} recordings in {folder} can be read: give long ones without the keyword")
+    return Tracks(logmels, [[] for _ in seconds], seconds)

@@ -83,13 +83,17 @@ def test_a_word_and_a_folder_of_recordings_become_a_detector_with_its_card(tmp_p
             for speaker in speakers:  # f1 is a voice, too, and is not the one that teaches
                 file = tmp_path / root / word / f"{speaker}_0.wav"
                 soundfile.write(file, tone(frequency, rng), SAMPLE_RATE)
+    (tmp_path / "talk").mkdir()
+    soundfile.write(tmp_path / "talk" / "radio.wav", rng.standard_normal(20 * SAMPLE_RATE) * 0.1, SAMPLE_RATE)
     folders = ["--recordings", str(tmp_path / "mine"), "--people", str(tmp_path / "others"), "--profile", "smoke"]
+    folders += ["--negatives", str(tmp_path / "talk")]
     assert main(["make", "jarvis", *folders]) == 0
     said = capsys.readouterr().out
     made = paths.home() / "detectors" / "jarvis"
     assert {file.name for file in made.iterdir()} == {"card.md", "jarvis.kws", "jarvis.onnx", "index.html"}
     card = (made / "card.md").read_text()
     assert card in said and str(tmp_path) not in card
+    assert "| your recordings without it, those that had no say | – |" in card
     assert "and 2 people" in card and '3 recordings of "jarvis" and 3 of other words' in card
 
     assert "http" not in (made / "index.html").read_text().replace("http://www.w3.org", "")
@@ -124,6 +128,8 @@ def test_a_word_nobody_can_say_and_a_folder_that_is_not_there_get_a_sentence(cap
     assert "Latin letters" in capsys.readouterr().err
     assert main(["make", "jarvis", "--recordings", "/nowhere/at/all"]) == 2
     assert "no corpus at /nowhere/at/all" in capsys.readouterr().err
+    assert main(["make", "jarvis", "--negatives", "/nowhere/at/all"]) == 2
+    assert "no recordings in /nowhere/at/all" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)  # where the shell is, as with any command line tool
     assert main(["make", "jarvis", "--people", "mine"]) == 2
     assert f"no corpus at {tmp_path / 'mine'}" in capsys.readouterr().err

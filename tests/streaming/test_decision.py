@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from sklearn.linear_model import LogisticRegression
 
@@ -146,6 +147,21 @@ def test_what_is_measured_is_what_is_counted(measured):
     # val and test are the same clips here, so the decision keeps its promise on both
     assert found["points"][0]["false_alarms"] == row["false_alarms"] and found["points"][0]["found"] == row["found"]
     assert set(found["curves"]) == {"a, carried", "b, carried", "b, reset"}
+
+
+def test_a_decision_is_as_quiet_as_asked_on_recordings_of_ones_own(folder, measured, tmp_path):
+    model, val, (free, _) = measured
+    (tmp_path / "talk").mkdir()
+    noise = np.random.default_rng(1).standard_normal(120 * 16_000) * 0.1
+    soundfile.write(tmp_path / "talk" / "all.wav", noise, 16_000)
+    talk = replace(tracks.recordings(tmp_path / "talk"), fa_per_h=60.0)
+    step = Decide((StreamSpec(minutes=2, words_per_minute=20, keyword_share=0.3, name="a", fa_per_h=30.0), talk), ())
+    corpus = corpora.load(str(folder), "go")
+    heard = {part: tracks.prepare(corpus, [], "go", talk, part) for part in ("val", "test")}
+    bound, found = measure(model, step, *({"a": val["a"], "recordings": heard[part]} for part in ("val", "test")))
+    fired = events.count(bound.smooth(events.score_tracks(model, heard["val"])), [bound.threshold]).iloc[0]
+    assert fired["fa_per_h"] <= 60.0 and bound.threshold >= free.threshold
+    assert [(p["stream"], p["asked_fa_per_h"]) for p in found["points"]] == [("a", 30.0), ("recordings", None)]
 
 
 def test_a_decision_travels_with_the_checkpoint(measured, tmp_path):

@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from kwslib.config import CELLS, CRNNConfig
 from kwslib.data import corpora
+from kwslib.data.features import LogMel
 from kwslib.nets.crnn import CRNN
 from kwslib.streaming import events, tracks
 from kwslib.streaming.model import StreamingModel, carried_scores
@@ -153,3 +155,26 @@ def test_an_excerpt_has_the_first_keyword_in_its_middle():
     assert part.keywords_s == [(4.5, 5.5)]  # the second one is cut off
     assert tracks.Track(samples, [(19.0, 20.0)]).excerpt(10.0).keywords_s == [(9.0, 10.0)]
     assert tracks.Track(samples[:16_000], []).excerpt(10.0).seconds == 1
+
+
+def test_of_long_recordings_one_half_decides_and_the_other_is_counted(tmp_path):
+    rng, sounds = np.random.default_rng(0), {}
+    for name, seconds in (("a/one.wav", 4), ("b/two.flac", 301), ("c/three.wav", 5)):
+        (tmp_path / name).parent.mkdir()
+        sounds[name] = (rng.standard_normal(seconds * 16_000) * 0.1).clip(-1, 1).astype(np.float32)
+        soundfile.write(tmp_path / name, sounds[name], 16_000)
+    spec = tracks.recordings(tmp_path)
+    val, test = (tracks.prepare(None, [], "go", spec, part) for part in ("val", "test"))
+    assert val.seconds == [4.0] and test.seconds == [300.0, 5.0]  # the rest of 301 s is too little to be heard
+    assert val.keywords_s == [[]] and test.keywords_s == [[], []]
+    for logmels, samples in ((val.logmels[0], sounds["a/one.wav"]), (test.logmels[1], sounds["c/three.wav"])):
+        np.testing.assert_allclose(logmels, LogMel()(torch.from_numpy(samples)[None])[0], atol=0.02)  # 16 bits
+    (tmp_path / "a" / "one.wav").write_bytes(b"nothing")
+    assert tracks.recordings(tmp_path) != spec
+    with pytest.raises(SpecError, match="none of 1 recordings"):
+        tracks.prepare(None, [], "go", spec, "val")
+    only = tracks.recordings(tmp_path / "c")  # of a single one, each half
+    val, test = (tracks.prepare(None, [], "go", only, part) for part in ("val", "test"))
+    assert val.seconds == test.seconds == [2.5] and not np.array_equal(val.logmels[0], test.logmels[0])
+    with pytest.raises(SpecError, match="no recordings in"):
+        tracks.recordings(tmp_path / "nowhere")
