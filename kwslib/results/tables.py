@@ -174,8 +174,8 @@ def recommended(found: list[dict], summary: pd.DataFrame, points: pd.DataFrame) 
     ``stream``    of those with one, the fewest keywords missed on val streams, mean of streams and seeds
     ``smallest``  of those that miss at most 2 points more than that one, the fewest bytes of the compact file
 
-    Voices do not tell what people sound like. Where nobody else is in val, the latter two are of those, within these 2
-    points, that teachers of several kinds taught, if any: people say so (REPRODUCING.md).
+    Voices do not tell what people sound like. Where nobody else is in val, the latter two are of those that teachers of
+    several kinds taught, if any: people say so (REPRODUCING.md).
     Of its seeds the one that is itself best by the same figure of val: that file is what people get, and test has no
     say. A purpose that nothing serves is left out.
     """
@@ -187,10 +187,10 @@ def recommended(found: list[dict], summary: pd.DataFrame, points: pd.DataFrame) 
     missed = val_misses(points) if streams else pd.Series(dtype=float)
     if len(missed := missed[missed.index.isin(small)]):
         of_run |= decided(points).groupby(["experiment", "seed"])["val_miss_rate"].mean().to_dict()
-        near = missed[missed <= missed.min() + MISSES_FOR_BYTES]
-        mixed = {r["experiment"] for r in found if isinstance(r["recipe"]["teacher"], list)}.intersection(near.index)
+        mixed = {r["experiment"] for r in found if isinstance(r["recipe"]["teacher"], list)}.intersection(missed.index)
         if mixed and found[0]["data"]["corpus"] == "synthetic":
-            near = near[sorted(mixed)]
+            missed = missed[sorted(mixed)]
+        near = missed[missed <= missed.min() + MISSES_FOR_BYTES]
         n_bytes = summary.loc[near.index, "compact_bytes"].astype(float)
         chosen |= {"stream": near.idxmin(), "smallest": n_bytes.idxmin() if n_bytes.notna().any() else near.idxmin()}
     runs = {name: [r for r in found if r["experiment"] == name] for name in chosen.values()}

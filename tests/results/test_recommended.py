@@ -65,9 +65,9 @@ def test_voices_of_a_synthesizer_leave_the_word_to_what_people_said():
     found = [
         run("baseline", 0, 1e-5, 1000),
         run("best", 0, 8e-5, 90, 20, (0.03, 0.05)),
-        run("mixed", 0, 8e-5, 90, 90, (0.04, 0.05)),
-        run("mixed-small", 0, 8e-5, 90, 40, (0.05, 0.06)),
-        run("mixed-far", 0, 8e-5, 90, 10, (0.05, 0.08)),
+        run("mixed", 0, 8e-5, 90, 90, (0.14, 0.05)),
+        run("mixed-small", 0, 8e-5, 90, 40, (0.15, 0.06)),
+        run("mixed-far", 0, 8e-5, 90, 10, (0.15, 0.09)),
     ]
     for row in found[2:]:
         row["recipe"]["teacher"] = ["one", "other"]
@@ -96,12 +96,13 @@ def test_the_published_ones_follow_from_a_plain_loop(study):
     compact = {r["experiment"]: [] for r in found}
     for r in found:
         compact[r["experiment"]].append(r["cost"]["compact_bytes"])
-    best = min((name for name in small if name in streams), key=mean.get)
-    near = [name for name in small if name in streams and mean[name] <= mean[best] + 0.02]
+    asked = [name for name in small if name in streams]
     if found[0]["data"]["corpus"] == "synthetic":
         kinds = {r["experiment"] for r in found if type(r["recipe"]["teacher"]) is list}
-        near = [name for name in near if name in kinds] or near
-    names = {"clips": min((name for name in small if name in clips), key=mean.get), "stream": min(near, key=mean.get)}
+        asked = [name for name in asked if name in kinds] or asked
+    best = min(asked, key=mean.get)
+    near = [name for name in asked if mean[name] <= mean[best] + 0.02]
+    names = {"clips": min((name for name in small if name in clips), key=mean.get), "stream": best}
     names["smallest"] = min(near, key=lambda name: sum(compact[name]) / len(compact[name]))
     expected = {
         why: (name, min((seed for who, seed in by_run if who == name), key=lambda seed: by_run[name, seed]))
