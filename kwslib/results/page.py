@@ -317,15 +317,14 @@ def notebook_html(executed: Path) -> Path:
     notebook = _without_progress(executed)
     notebook.metadata["title"] = executed.stem
     body, _ = HTMLExporter(template_name="lab").from_notebook_node(notebook)
-    page = executed.with_suffix(".html")
-    paths.write_atomically(page, body)
+    paths.write_atomically(page := executed.with_suffix(".html"), body)
     return page
 
 
 def publish(study: str) -> None:
     """Copy a study to ``reports/reference/`` and ``checkpoints/reference/`` and fill in README and results.
 
-    Recordings are removed from the notebooks, for they belong to their corpus; players of synthetic voices stay.
+    Recordings are removed from the notebooks, for they belong to their corpus; a player of synthetic voices stays.
     """
     import nbformat
 
@@ -379,11 +378,13 @@ def _left_at_home(folder: str, names: list[str]) -> set[str]:
 
 
 def _drop_audio(notebook, synthetic: bool) -> None:
-    dropped = ("<audio",) if synthetic else ("<audio", "kws-player")
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            if any(mark in output.get("data", {}).get("text/html", "") for mark in dropped):
-                output["data"] = {"text/plain": "(no audio in the published copy: run the notebook to listen)"}
+    """Leave out what can be heard, but of synthetic voices the first player: several make a large file."""
+    players = 0
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        shown = output.get("data", {}).get("text/html", "")
+        players += "kws-player" in shown
+        if "<audio" in shown or "kws-player" in shown and not (synthetic and players == 1):
+            output["data"] = {"text/plain": "(no audio in the published copy: run the notebook to listen)"}
 
 
 def _without_progress(executed: Path):
