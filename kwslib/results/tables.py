@@ -175,7 +175,7 @@ def recommended(found: list[dict], summary: pd.DataFrame, points: pd.DataFrame) 
     ``smallest``  of those that miss at most 2 points more than that one, the fewest bytes of the compact file
 
     Voices do not tell what people sound like. Where nobody else is in val, the latter two are of those that teachers of
-    several kinds taught, if any: people say so (REPRODUCING.md).
+    several kinds taught, if any: people say so (CHANGELOG.md).
     Of its seeds the one that is itself best by the same figure of val: that file is what people get, and test has no
     say. A purpose that nothing serves is left out.
     """
