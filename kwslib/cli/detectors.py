@@ -128,9 +128,7 @@ def _decided(options: argparse.Namespace, known: dict) -> Decision:
 
 def _among_negatives(options: argparse.Namespace, streaming: StreamingModel, decision: Decision) -> dict:
     """False alarms per hour on recordings without the keyword, each a stream of its own, and when they were."""
-    names = [name for name in audio.files_below(options.negatives) if not name.endswith("/")]
-    if not names:
-        raise ValueError(f"no recordings in {options.negatives}: give a folder of long ones without the keyword")
+    names = tracks.long_recordings(options.negatives)
     seconds, moments, left_out = 0.0, [], []
     for name in tqdm(names, desc="listening", unit="file", disable=None):
         try:

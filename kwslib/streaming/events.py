@@ -130,9 +130,10 @@ def score_tracks(model: nn.Module, tracks: Tracks, reset_steps: int = 0) -> list
                 logits = step_logits(model, x, config.n_steps(window)).flatten(0, 1)
                 ends = np.arange(len(logits) // len(few)) * config.stride[1] + config.kernel_size[1] - 1
             scores = keyword_score(logits).view(len(few), -1).numpy()
-            heard = ends * hop_s >= FIRST_S
+            times_s = ends * hop_s
+            heard = times_s >= FIRST_S
             rows = zip(few, scores[:, heard], strict=True)
-            scored += [ScoredTrack(said, seconds, (ends * hop_s)[heard], score) for (_, said, seconds), score in rows]
+            scored += [ScoredTrack(said, seconds, times_s[heard], score) for (_, said, seconds), score in rows]
     return scored
 
 

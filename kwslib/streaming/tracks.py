@@ -159,16 +159,25 @@ class Recordings(StreamSpec):
     n_bytes: int = 0
 
 
+def long_recordings(folder: Path) -> list[str]:
+    """Names of the recordings in a folder and those below it.
+
+    Raises:
+        SpecError: there are none.
+    """
+    names = [name for name in audio.files_below(folder) if not name.endswith("/")]
+    if not names:
+        raise SpecError(f"no recordings in {folder}: give a folder of long ones without the keyword")
+    return names
+
+
 def recordings(folder: Path) -> Recordings:
     """What is in a folder.
 
     Raises:
         SpecError: no recordings.
     """
-    files = [folder / name for name in audio.files_below(folder) if not name.endswith("/")]
-    if not files:
-        raise SpecError(f"no recordings in {folder}: give a folder of long ones without the keyword")
-    return Recordings(folder=str(folder), n_bytes=sum(file.stat().st_size for file in files))
+    return Recordings(folder=str(folder), n_bytes=sum((folder / n).stat().st_size for n in long_recordings(folder)))
 
 
 def read_spec(path: Path) -> StreamSpec:
@@ -325,7 +334,7 @@ def _track_logmels(corpus, rows, keyword, spec, number: int, part: str) -> tuple
 @torch.no_grad()
 def _of_recordings(folder: Path, part: str) -> Tracks:
     """The half of the recordings in a folder that a part may hear."""
-    names, logmels, seconds = [name for name in audio.files_below(folder) if not name.endswith("/")], [], []
+    names, logmels, seconds = long_recordings(folder), [], []
     half = len(names) // 2
     chosen = names if half == 0 else names[:half] if part == "val" else names[half:]
     for name in tqdm(chosen, desc=f"reading recordings, {part}", unit="file", disable=None):
