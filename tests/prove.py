@@ -16,6 +16,8 @@ that ``KWS_PEOPLE`` names; runs only when it is named.
 the folder that ``KWS_PEOPLE`` names, counted on the people of its other parts; runs only when it is named.
 ``streams``: the stream models of notebook 02 for ``happy``, trained on voices alone, counted on streams made of those
 recordings and on the sentences, without the keyword, in the folder that ``KWS_TALK`` names; only when it is named.
+``beside``: PocketSphinx and the published stream models that learnt from people on the same streams of the people in
+``KWS_PEOPLE`` who were never learnt from, and on ``KWS_TALK``; only when it is named.
 ``same``: a smoke run of the commit ``KWS_BEFORE`` against one of this checkout, all files byte for byte; for changes
 that are to move no number, so it runs only when it is named.
 
@@ -32,6 +34,7 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from xml.etree import ElementTree
@@ -43,6 +46,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROOFS = ROOT / "reports" / "reference" / "proofs"
 PAGE = ROOT / "REPRODUCING.md"
 WORDS = ("happy", "bed", "cat", "stop", "yes", "right")
+SPHINX = (1e-3, 1e-8, 1e-15, 1e-25)  # its thresholds
 FUZZ_MINUTES = os.environ.get("KWS_FUZZ_MINUTES", "10")
 # What ATEN_CPU_CAPABILITY can be set to, and which of numpy's kernels to leave out beside.
 LEVELS = {
@@ -390,6 +394,10 @@ def named_people() -> str:
     return os.environ.get("KWS_PEOPLE") or sys.exit("name a folder <word>/<speaker>_*.wav: KWS_PEOPLE=path/to/words")
 
 
+def named_talk() -> str:
+    return os.environ.get("KWS_TALK") or sys.exit("name a folder of talk without the keyword: KWS_TALK=folder")
+
+
 def made(word: str, recordings: str, people: str) -> tuple[Path, dict, dict]:
     """Make a detector that learns from recordings, too: its reports, what people are, and what it misses of them."""
     from kwslib import paths
@@ -483,7 +491,7 @@ def say_recordings(found: dict) -> str:
 
 def streams() -> None:
     """In ``KWS_HOME``, by each model's own decision; one seed."""
-    people, talk = named_people(), os.environ.get("KWS_TALK") or sys.exit("name a folder of talk: KWS_TALK=folder")
+    people, talk = named_people(), named_talk()
     sys.path.insert(0, str(ROOT))
     from kwslib import paths
     from kwslib.results import records
@@ -528,6 +536,66 @@ def say_streams(found: dict) -> str:
     return f"{table(head, rows)}\n\n{judges}; nobody of them was learnt from. {on(found)}"
 
 
+def beside() -> None:
+    """Each by the decision it was made with; of models that learnt from voices those that ``streams`` left."""
+    people, talk = named_people(), Path(named_talk())
+    sys.path.insert(0, str(ROOT))
+    import torch
+
+    from kwslib import audio, paths
+    from kwslib.data.features import LogMel, prepared
+    from kwslib.lab.study import Study
+    from kwslib.streaming import decision, events, tracks
+    from kwslib.training import checkpoints
+
+    study = Study(people, WORDS[0], "speaker")
+    streams = {}
+    for kind, minutes in (("ordinary", 60), ("dense", 30)):
+        spec = replace(tracks.read_spec(paths.stream_spec(kind)), minutes=minutes)
+        streams[kind] = list(tracks.render(study.corpus, study.split.test, study.keyword, spec))
+    streams["talk"] = [tracks.Track(audio.read(talk / name), []) for name in tracks.long_recordings(talk)]
+    learnt = {
+        "people": ROOT / "checkpoints" / "reference" / study.name,
+        "voices": paths.checkpoints(paths.study_name("synthetic", study.keyword, "speaker")),
+    }
+    rows: list[dict] = []
+    for kind, rendered in streams.items():
+        logmels = [prepared(torch.from_numpy(track.samples)[None], LogMel())[0].numpy() for track in rendered]
+        heard = tracks.Tracks(logmels, [track.keywords_s for track in rendered], [track.seconds for track in rendered])
+        for teachers, folder in learnt.items():
+            for file in sorted(folder.glob("*-stream*-seed?.pt")):
+                model, sidecar = checkpoints.load(file)
+                counted = decision.outcome(events.score_tracks(model, heard), decision.read_decision(sidecar))
+                rows.append({"detector": f"{sidecar['experiment']}, {teachers}", "stream": kind, **counted})
+        theirs = events.sphinx(rendered, study.keyword, SPHINX)
+        named = [f"PocketSphinx at {threshold:g}" for threshold in SPHINX]
+        rows += theirs.assign(detector=named, stream=kind).to_dict("records")
+    kept = ("detector", "stream", "found", "keywords", "false_alarms", "other_hours")
+    rows = [{key: round(row[key], 4) if key == "other_hours" else row[key] for key in kept} for row in rows]
+    written("beside", {"word": study.keyword, "people": Path(people).name, "rows": rows})
+
+
+def say_beside(found: dict) -> str:
+    def counted(detector: str, kind: str) -> tuple[str, str, float]:
+        """Found in per cent and false alarms per hour of a detector, over its seeds, and hours of one."""
+        rows = [row for row in found["rows"] if (row["detector"], row["stream"]) == (detector, kind)]
+        sums = {key: sum(row[key] for row in rows) for key in ("found", "keywords", "false_alarms", "other_hours")}
+        share = f"{100 * sums['found'] / sums['keywords']:.1f}" if sums["keywords"] else "–"
+        return share, f"{sums['false_alarms'] / sums['other_hours']:.1f}", rows[0]["other_hours"]
+
+    names = list(dict.fromkeys(row["detector"] for row in found["rows"]))
+    on_each = {name: [counted(name, kind) for kind in ("ordinary", "dense", "talk")] for name in names}
+    rows = [[name, *ordinary[:2], *dense[:2], talk[1]] for name, (ordinary, dense, talk) in on_each.items()]
+    head = ["detector", "ordinary: found, %", "false alarms per hour", "dense: found, %", "false alarms per hour",
+            "sentences: false alarms per hour"]  # fmt: skip
+    judges = (
+        f"Found is `{found['word']}`, said by people of the test part of `{found['people']}`; people read "
+        f"{on_each[names[0]][2][2]:.1f} hours of sentences. After the comma: who was learnt from; ours are means of "
+        "all seeds."
+    )
+    return f"{table(head, rows)}\n\n{judges} {on(found)}"
+
+
 PARTS = {  # how each is measured and said
     "kills": (kills, say_kills),
     "faults": (faults, say_faults),
@@ -540,6 +608,7 @@ PARTS = {  # how each is measured and said
     "words": (words, say_words),
     "recordings": (recordings, say_recordings),
     "streams": (streams, say_streams),
+    "beside": (beside, say_beside),
 }
 
 
