@@ -1,6 +1,7 @@
 """From a word to a detector: its recipe, its doubts, its folder and its card."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,8 @@ from kwslib.data import synthesis
 from kwslib.lab import detector
 from kwslib.lab.study import Study
 from kwslib.nets import crnn
+from kwslib.streaming import events, tracks
+from kwslib.streaming.decision import Decision
 from kwslib.training import checkpoints
 
 
@@ -38,6 +41,13 @@ def test_those_who_judge_do_not_teach():
     }
     assert not (parts["train"] & parts["test"] or parts["train"] & parts["val"] or parts["val"] & parts["test"])
     assert len(parts["train"]) > 60 and min(map(len, parts.values())) >= 8
+
+
+def test_its_streams_are_those_of_the_studies_a_third_as_long():
+    for spec in detector.STREAMS:
+        file = replace(tracks.read_spec(paths.stream_spec(spec.name)), minutes=3 * spec.minutes)
+        rates = {"fa_per_h": spec.fa_per_h, "least_found": spec.least_found}  # these are its own
+        assert replace(spec, minutes=3 * spec.minutes) == replace(file, **rates)
 
 
 def test_recordings_of_the_keyword_alone_are_doubted(tmp_path):
@@ -103,6 +113,18 @@ def test_a_word_and_a_folder_of_recordings_become_a_detector_with_its_card(tmp_p
     assert f"{ordinary['found']} of {ordinary['keywords']} | {ordinary['false_alarms']} in" in card
     model, sidecar = checkpoints.load(made / "jarvis.kws")
     assert sidecar["keyword"] == "jarvis" and sidecar["decision"] and model.on_streams
+
+    spec = replace(detector.ORDINARY, minutes=detector.ORDINARY.minutes * study.profile.stream_percent / 100)
+    steps = sidecar["decision"]["smoothing_steps"]
+    for share in detector.PROBABILITIES:  # a plain loop over the means of its last scores
+        found = said = false_alarms = 0
+        for track in events.score_tracks(model, study.tracks("test", [spec])["ordinary"]):
+            means = [track.scores[max(0, i + 1 - steps) : i + 1].mean() for i in range(len(track.scores))]
+            threshold = Decision(**sidecar["decision"]).at_probability(share).threshold
+            fired = [t for t, _ in events.detect(track.times_s, means, threshold)]
+            hits, wrong = events.count_events(fired, track.keywords_s)
+            found, said, false_alarms = found + hits, said + len(track.keywords_s), false_alarms + wrong
+        assert f"| {share} | {found} of {said} | {false_alarms} |" in card
 
     test = study.split.test  # a plain loop over what it takes for the keyword
     scores, words = crnn.score(model, study.logmels[test]), study.corpus.clips["word"].to_numpy()[test]
