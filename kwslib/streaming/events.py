@@ -129,7 +129,7 @@ def score_tracks(model: nn.Module, tracks: Tracks, reset_steps: int = 0) -> list
             else:
                 logits = step_logits(model, x, config.n_steps(window)).flatten(0, 1)
                 ends = np.arange(len(logits) // len(few)) * config.stride[1] + config.kernel_size[1] - 1
-            scores = keyword_score(logits).view(len(few), -1).numpy()
+            scores = keyword_score(logits).view(len(few), -1).double().numpy()  # a threshold just above one is above it
             times_s = ends * hop_s
             heard = times_s >= FIRST_S
             rows = zip(few, scores[:, heard], strict=True)

@@ -30,6 +30,10 @@ def test_reset_scores_are_those_of_the_clip_model_on_the_last_second(corpus):
         logits = model(window[None])[0]
         assert said.scores[number] == pytest.approx((logits[1] - logits[0]).item(), abs=1e-5)
         assert said.times_s[number] == pytest.approx(0.16 * number + 1.0)
+    quiet = [said._replace(keywords_s=[])]  # its highest score is the first that no longer counts
+    threshold = calibrate(quiet, 0.0)
+    assert threshold == pytest.approx(said.scores.max())
+    assert events.count(quiet, [threshold])["false_alarms"].iloc[0] == 0
 
 
 TIMES = np.arange(1, 101) / 10  # ten seconds, ten scores in each
