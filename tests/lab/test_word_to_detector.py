@@ -33,6 +33,13 @@ def test_words_that_make_bad_detectors_are_doubted():
         detector.doubts("привет")
 
 
+def test_what_to_expect_among_people_is_told_by_words_of_like_length():
+    assert list(detector.checked("jarvis")) == ["happy"]
+    assert {"cat", "stop", "yes"} <= set(detector.checked("go"))
+    shares = list(detector.checked("go").values())
+    assert shares == sorted(shares)
+
+
 def test_those_who_judge_do_not_teach():
     voices = synthesis.speakers(600)
     parts = {
