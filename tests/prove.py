@@ -46,6 +46,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROOFS = ROOT / "reports" / "reference" / "proofs"
 PAGE = ROOT / "REPRODUCING.md"
 WORDS = ("happy", "bed", "cat", "stop", "yes", "right")
+BESIDE = ("baseline-stream", "brook-stream", "brook-stream-qat4", "brook-stream-mixed-qat4")
 SPHINX = (1e-3, 1e-8, 1e-15, 1e-25)  # its thresholds
 FUZZ_MINUTES = os.environ.get("KWS_FUZZ_MINUTES", "10")
 # What ATEN_CPU_CAPABILITY can be set to, and which of numpy's kernels to leave out beside.
@@ -543,12 +544,13 @@ def beside() -> None:
     import torch
 
     from kwslib import audio, paths
+    from kwslib.config import profile
     from kwslib.data.features import LogMel, prepared
     from kwslib.lab.study import Study
     from kwslib.streaming import decision, events, tracks
     from kwslib.training import checkpoints
 
-    study = Study(people, WORDS[0], "speaker")
+    study = Study(people, WORDS[0], "speaker", profile("standard"), 1)
     streams = {}
     for kind, minutes in (("ordinary", 60), ("dense", 30)):
         spec = replace(tracks.read_spec(paths.stream_spec(kind)), minutes=minutes)
@@ -563,7 +565,7 @@ def beside() -> None:
         logmels = [prepared(torch.from_numpy(track.samples)[None], LogMel())[0].numpy() for track in rendered]
         heard = tracks.Tracks(logmels, [track.keywords_s for track in rendered], [track.seconds for track in rendered])
         for teachers, folder in learnt.items():
-            for file in sorted(folder.glob("*-stream*-seed?.pt")):
+            for file in (file for name in BESIDE for file in sorted(folder.glob(f"{name}-seed?.pt"))):
                 model, sidecar = checkpoints.load(file)
                 counted = decision.outcome(events.score_tracks(model, heard), decision.read_decision(sidecar))
                 rows.append({"detector": f"{sidecar['experiment']}, {teachers}", "stream": kind, **counted})
