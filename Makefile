@@ -82,8 +82,9 @@ publish: $(READY)  ## copy a study to reports/reference and checkpoints/referenc
 test: $(READY)  ## all tests, with a smoke run of the whole chain (quick ones only: make test ARGS="-m 'not slow'")
 	@$(BIN)/python -m pytest -m "" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-lab: $(READY)  ## open the notebooks in JupyterLab
-	@$(BIN)/jupyter lab notebooks
+# KWS_PUBLISHED=1: a notebook takes a published model of the same recipe and data instead of training it.
+lab: $(READY)  ## open the notebooks in JupyterLab [KWS_PUBLISHED=0: train what was published, too]
+	@KWS_PUBLISHED="$${KWS_PUBLISHED-1}" $(BIN)/jupyter lab notebooks
 
 lint: $(READY)  ## check style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -36,6 +36,7 @@ def home(tmp_path, monkeypatch) -> Path:
     """Every test writes into a folder of its own."""
     monkeypatch.setenv("KWS_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.delenv("KWS_PUBLISHED", raising=False)  # a terminal inside JupyterLab has it
     return tmp_path / "home"
 
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from kwslib import paths, processes
 from kwslib.lab import verify
+from kwslib.lab.run import is_copy
 from kwslib.lab.study import ExperimentError, Study
 from kwslib.results import page, provenance, records, tables
 
@@ -144,7 +145,8 @@ def execute(study: Study, name: str, log: Log, look: Callable = lambda: None, **
     named |= {"profile": study.profile.name, "seeds": study.seeds, **parameters}
     command = [sys.executable, "-m", "kwslib.processes", str(os.getpid()), str(source), str(unfinished)]
     with log.path.open("a") as file:
-        quiet = {**os.environ, "TQDM_DISABLE": "1"}  # a bar in a file is a line without end
+        # A bar in a file is a line without end; and what is to be reproduced is trained, not copied.
+        quiet = {**os.environ, "TQDM_DISABLE": "1", "KWS_PUBLISHED": "0"}
         child = subprocess.Popen([*command, json.dumps(named)], stdout=file, stderr=file, cwd=paths.ROOT, env=quiet)
         try:
             while child.poll() is None:
@@ -209,13 +211,14 @@ def _progress(study: Study, log: Log, quiet: bool):
     work_s = max(1.0, sum(expected.values()))
     places, logs = records.folder(study.name), paths.reports(study.name) / "logs"
     began, seen = time.monotonic(), _modified(places)
+    copies = {label: changed for label, changed in seen.items() if _is_copy(places / f"{label}.json")}
     ended: set[str] = set()  # in this run; the latency is written into a record later, once more
     shown = True if quiet else None  # None: a bar where a person sits, none where output goes to a file
     looks = {"bar_format": "{desc}: {percentage:3.0f} % of the work |{bar}|{postfix}", "dynamic_ncols": True}
     with tqdm(total=work_s, desc=study.name, disable=shown, leave=False, **looks) as bar:
 
         def look() -> str:
-            now = _modified(places)
+            now = dict(_modified(places).items() - copies.items())  # copies are still to be trained
             fresh = [label for label, changed in now.items() if label not in ended and seen.get(label) != changed]
             ended.update(fresh)
             finished_s = sum(expected.get(label, 0.0) for label in ended)
@@ -236,6 +239,13 @@ def _progress(study: Study, log: Log, quiet: bool):
 def _modified(folder: Path) -> dict[str, int]:
     """Names of the records of a folder and when they were written, in ns."""
     return {file.stem: file.stat().st_mtime_ns for file in folder.glob("*.json")}
+
+
+def _is_copy(record: Path) -> bool:
+    """Whether a record was taken from the published ones, so that its run is still to be done."""
+    with suppress(records.RecordError):
+        return is_copy(records.read(record))
+    return False
 
 
 def _said(record: Path) -> str:

@@ -5,6 +5,7 @@ A run's identity is a hash of the recipe, the corpus, the split, the seed and wh
 
 import dataclasses
 import io
+import os
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -163,7 +164,21 @@ class Run:
             return False
         same_file = record.get("checkpoint") == {"file": checkpoint.name, "sha256": sidecar.get("sha256")}
         same_file &= all(record.get(key) == sidecar.get(key) for key in ("model", "features", "keyword", "threshold"))
-        return record.get("identity") == self.identity == sidecar.get("identity") and same_file
+        same = record.get("identity") == self.identity == sidecar.get("identity")
+        return same and same_file and not (is_copy(record) and not takes_published())
+
+
+def takes_published() -> bool:
+    """Whether a published result of the same identity is taken instead of training: ``KWS_PUBLISHED=1``.
+
+    ``make lab`` says so; ``make reproduce`` says 0 to its notebooks, for copies would prove nothing.
+    """
+    return os.environ.get("KWS_PUBLISHED") == "1"
+
+
+def is_copy(record: dict) -> bool:
+    """Whether a run's record was taken from the published ones, not made here."""
+    return bool(record["run"].get("copy_of_published"))
 
 
 def identity_on_disk(study: Study, experiment: str, seed: int) -> str:

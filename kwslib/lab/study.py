@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -123,6 +124,10 @@ class Study:
     def checkpoint(self, experiment: str, seed: int = 0) -> Path:
         return paths.checkpoints(self.name) / f"{paths.label(experiment, seed)}.pt"
 
+    def aside(self, label: str, identity: str) -> Path:
+        """Where the result of a run is kept after that of another recipe took its place: record and torch file."""
+        return paths.reports(self.name) / "earlier" / f"{label}.{paths.slug(identity)}"
+
     def model(self, experiment: str, seed: int = 0) -> nn.Module:
         """The trained model of an experiment.
 
@@ -199,6 +204,111 @@ class Results:
         rows = self.summary.loc[list(experiments)]
         verdicts = rows.apply(tables.verdict, axis=1).rename("verdict")
         return rows[["control", "gain", "gain_low", "gain_high"]].join(verdicts)
+
+    def compare(self, experiment: str) -> Markdown:
+        """An experiment beside what other recipes of that name gave: what was changed, quality, cost, files.
+
+        Those are the results that were replaced here, the last one first, and the published one.
+
+        Raises:
+            ExperimentError: the experiment has no result yet.
+        """
+        now = [r for r in self.records if r["experiment"] == experiment]
+        if not now:
+            raise ExperimentError(f"{experiment!r} has no result yet: run the notebook that defines it first")
+        versions = {"now": [(r, self.study.checkpoint(experiment, r["seed"])) for r in now]}
+        versions |= _others(self.study, experiment, {r.get("identity") for r in now})
+        if len(versions) == 1:
+            return Markdown(f"There is nothing older than this of `{experiment}`, and nothing else was published.")
+        return Markdown(_side_by_side(versions))
+
+
+def _others(study: Study, experiment: str, known: set) -> dict[str, list[tuple[dict, Path]]]:
+    """Records and torch files of each other recipe of an experiment, in the order of seeds, by a title; the last first.
+
+    An identity is of one seed. Seeds are of one version when their recipes are equal; where a seed has
+    several of one recipe, built on other models, the latest stands with the latest.
+    """
+    earlier, reference = paths.reports(study.name) / "earlier", Path("reference") / study.name
+    replaced = sorted(earlier.glob(f"{experiment}-seed*.*/record.json"), key=lambda file: -file.stat().st_mtime)
+    published = (paths.ROOT / "reports" / reference / "records").glob(f"{experiment}-seed*.json")
+    versions: list[list[tuple[dict, Path]]] = []
+    titles: list[str] = []
+    for file in [*replaced, *published]:
+        try:
+            record = records.read(file)
+            records.require(record, records.FORM, file)
+        except records.RecordError:  # a damaged one is no reason to show none
+            continue
+        if record["experiment"] != experiment or record.get("identity") in known:
+            continue
+        known.add(record.get("identity"))
+        here = file in replaced
+        folder = file.parent if here else paths.ROOT / "checkpoints" / reference
+        row = record, folder / f"{paths.label(experiment, record['seed'])}.pt"
+        for rows in versions:
+            if _asked(rows[0][0]) == _asked(record) and record["seed"] not in {r["seed"] for r, _ in rows}:
+                rows.append(row)
+                break
+        else:
+            versions.append([row])
+            here &= not record["run"].get("copy_of_published")
+            title = f"until {datetime.fromtimestamp(file.stat().st_mtime):%Y-%m-%d %H:%M}" if here else "published"
+            again = sum(other.startswith(title) for other in titles)
+            titles.append(f"{title} ({again + 1})" if again else title)
+    # Resamples draw seeds by their place: a seed must stand against itself.
+    ordered = [sorted(rows, key=lambda row: row[0]["seed"]) for rows in versions]
+    return dict(zip(titles, ordered, strict=True))
+
+
+def _asked(record: dict) -> dict[str, object]:
+    """What decides a record's result, by dotted names: recipe, data and profile."""
+    said = {key: value for key, value in record.get("recipe", {}).items() if key not in ("name", "note", "control")}
+    data = {key: str(value)[:12] for key, value in record["data"].items()}
+    return _flat({**said, "data": data, "profile": record["profile"]})
+
+
+def _flat(value: object, name: str = "") -> dict[str, object]:
+    """The leaves of nested values.
+
+    >>> _flat({"losses": [{"weight": 0.4}, {"weight": 0.6}], "stride": [2, 8]})
+    {'losses[0].weight': 0.4, 'losses[1].weight': 0.6, 'stride': [2, 8]}
+    """
+    if isinstance(value, dict):
+        parts = {f"{name}.{key}".lstrip("."): part for key, part in value.items()}
+    elif isinstance(value, list) and any(isinstance(part, dict) for part in value):
+        parts = {f"{name}[{i}]": part for i, part in enumerate(value)}
+    else:
+        return {name: value}
+    return {leaf: end for key, part in parts.items() for leaf, end in _flat(part, key).items()}
+
+
+def _side_by_side(versions: dict[str, list[tuple[dict, Path]]]) -> str:
+    """A table with a column for each version: where recipes differ, quality, cost, the file of the first seed."""
+    asked = pd.DataFrame({title: pd.Series(_asked(rows[0][0]), dtype=object) for title, rows in versions.items()})
+    changed = asked[asked.map(str).nunique(axis=1) > 1].fillna("–")
+    found = []
+    for title, rows in versions.items():
+        for record, _ in rows:
+            first = versions["now"][0][0]  # a gain needs the same clips, and as many resamples
+            alike = record["data"] == first["data"] and record["profile"] == first["profile"]
+            control = "now" if alike and title != "now" else None
+            found.append(record | {"experiment": title, "control": control})
+    summary = records.summary(found)
+    shown = tables.display_table(summary)
+    gains = -summary[["gain", "gain_high", "gain_low"]]  # of what is now over each, not of each over it
+    shown["gain of now over it ×1e5 ↑"] = [
+        "–" if np.isnan(gain) else f"{tables.area(gain)} ({tables.area(low)} to {tables.area(high)})"
+        for gain, low, high in gains.to_numpy()
+    ]
+    quality = ["AU-FA-FR ×1e5 ↓", "95 % interval", "gain of now over it ×1e5 ↑"]
+    shown = shown[[*quality, "MACs per clip ↓", "size, kB ↓", "compact file, kB ↓"]]
+    shown["seeds"] = summary["seeds"]
+    files = [f"`{file}`" for (_, file), *_ in versions.values()]
+    shown["file"] = [file.replace(f"{paths.home()}/", "").replace(f"{paths.ROOT}/", "") for file in files]
+    same = asked.map(str).drop(columns="now").eq(asked["now"].map(str), axis=0).all()
+    alike = f"\n\nOf the same recipe and data, built on other models or by other code: {', '.join(same.index[same])}."
+    return tables.markdown(pd.concat([changed, shown.T]).rename_axis("what")) + (alike if same.any() else "")
 
 
 def open_study(

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from kwslib import metrics, paths, processes
 from kwslib.config import profile
 from kwslib.data import corpora, features, synthesis
+from kwslib.lab.run import is_copy
 from kwslib.lab.study import Study
 from kwslib.nets import crnn
 from kwslib.results import records
@@ -82,8 +83,9 @@ def check(study: Study, seeds: Collection[int] | None = (0,)) -> dict:
             f"{study.name} was published of other clips than {study.corpus.name} holds now: its files cannot be scored "
             "again, nor runs compared, until it is published anew (CHANGELOG.md says what changed)"
         )
-    own = list(records.folder(study.name).glob("*.json"))
-    compared = compare(_of_profile(records.load(study.name), published), published) if own else pd.DataFrame()
+    there = list(records.folder(study.name).glob("*.json"))
+    own = [r for r in records.load(study.name) if not is_copy(r)] if there else []  # a copy would agree with itself
+    compared = compare(_of_profile(own, published), published) if own else pd.DataFrame()
     files = rescore(study, {r["experiment"] for r in published}, seeds, published=True)
     apart = (files["recorded"] - files["rescored"]).abs()
     close = apart <= RESCORED_TOLERANCE

@@ -1,13 +1,15 @@
 """Experiments x seeds -> checkpoints and records: cached, resumed, in parallel.
 
 Same identity: the result is loaded. Interrupted: training goes on after the last epoch. Anything else: it is
-trained. What fails stops nothing but what needs it.
+trained, and what another recipe left under the same name is put aside. What fails stops nothing but what needs it.
 """
 
 import contextlib
 import dataclasses
 import os
+import shutil
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,9 +21,20 @@ from tqdm.auto import tqdm
 from kwslib import paths, processes
 from kwslib.config import describe
 from kwslib.data.features import one_thread
-from kwslib.lab.run import Experiment, Run, device, execute, identity_on_disk, refresh, take_time
+from kwslib.lab.run import (
+    Experiment,
+    Run,
+    device,
+    execute,
+    identity_on_disk,
+    is_copy,
+    refresh,
+    take_time,
+    takes_published,
+)
 from kwslib.lab.study import ExperimentError, Results, Study
 from kwslib.results import records, tracking
+from kwslib.training import checkpoints, compact
 
 SHORT_OF_MEMORY = "out of memory: "
 GPU_JOBS = 4  # trainings that share one GPU: each takes about half a gigabyte of its memory
@@ -79,6 +92,7 @@ def _run(study: Study, experiments: Sequence[Experiment]) -> dict[str, str]:
     for label, error in lost.items():
         fail(label, error)
     logs: list[Path] = []
+    counts: Counter[str] = Counter()
     with tqdm(total=len(waiting), desc=study.name, unit="run") as bar:
         while waiting:
             open_names = {one.experiment.name for one in waiting}
@@ -92,15 +106,22 @@ def _run(study: Study, experiments: Sequence[Experiment]) -> dict[str, str]:
                 if broken := one.needed_labels.intersection(failures):
                     fail(one.label, f"needs {', '.join(sorted(broken))}, which failed")
             wave = [one for one in wave if one.label not in failures]
-            todo = [one for one in wave if not one.is_done()]
+            open_ = [one for one in wave if not one.is_done()]
+            taken_from = {one.label: _take(one) for one in open_}
+            todo = [one for one in open_ if not taken_from[one.label]]
+            counts.update({"loaded": len(wave) - len(todo), "to train": len(todo)})
+            counts.update(taken_from.values())
+            bar.set_postfix_str(_said(counts), refresh=False)
             bar.update(len(wave) - len(todo))
+            bar.refresh()
             for one in wave:
                 if one not in todo:
                     refresh(one)
             _prepare_data(study, todo)
             _drop_other_recipes(todo)
             for label, error in _each_once_more(todo):
-                bar.set_postfix_str(label)
+                counts["failed" if error else "trained"] += 1
+                bar.set_postfix_str(f"{_said(counts)}: {label}", refresh=False)
                 bar.update()
                 if error:
                     fail(label, error)
@@ -110,6 +131,72 @@ def _run(study: Study, experiments: Sequence[Experiment]) -> dict[str, str]:
             logs += [tracking.csv_path(study.name, t.experiment.name, t.seed) for t in todo if t.experiment.trains]
     tracking.mirror(study.name, [log for log in logs if log.exists()])
     return failures
+
+
+def _said(counts: Counter) -> str:
+    """How many runs were loaded, and how many of those that are to be trained already were.
+
+    >>> _said(Counter({"loaded": 5, "published": 3, "to train": 3, "trained": 1}))
+    '5 loaded (3 published), 1 of 3 trained'
+    """
+    sources = [f"{counts[source]} {source}" for source in ("earlier", "published") if counts[source]]
+    loaded = f"{counts['loaded']} loaded" + (f" ({', '.join(sources)})" if sources else "")
+    failed = f", {counts['failed']} failed" if counts["failed"] else ""
+    trained = f"{counts['trained']} of {counts['to train']} trained" if counts["to train"] else "nothing to train"
+    return f"{loaded}, {trained}{failed}"
+
+
+def _take(one: Run) -> str:
+    """Take a result of exactly this identity from elsewhere, instead of training: says from where, or nothing.
+
+    ``earlier``: another recipe had taken its place here. ``published``: it came with the repository.
+    """
+    study, label = one.study, one.label
+    _put_aside(one)
+    aside, reference = study.aside(label, one.identity), Path("reference") / study.name
+    places = {"earlier": (aside / "record.json", aside / f"{label}.pt")}
+    if takes_published():
+        record = paths.ROOT / "reports" / reference / "records" / f"{label}.json"
+        places["published"] = record, paths.ROOT / "checkpoints" / reference / f"{label}.pt"
+    for source, (file, checkpoint) in places.items():
+        # Not there, damaged, or a full disk: then it is trained.
+        with contextlib.suppress(records.RecordError, checkpoints.CheckpointError, OSError):
+            record, (model, sidecar) = records.read(file), checkpoints.load(checkpoint)
+            if not one.identity == record.get("identity") == sidecar.get("identity"):
+                continue
+            if source == "published":
+                record["run"]["copy_of_published"] = True
+            elif is_copy(record) and not takes_published():
+                continue
+            target = study.checkpoint(one.experiment.name, one.seed)
+            _copy_checkpoint(checkpoint, target)
+            # Large compact files are not published: they are made anew, of the same bytes.
+            paths.write_atomically(target.with_suffix(compact.SUFFIX), checkpoints.compact_bytes(model, sidecar))
+            records.write(study.name, record)
+            if one.is_done():
+                shutil.rmtree(aside, ignore_errors=True)
+                return source
+    return ""
+
+
+def _put_aside(one: Run) -> None:
+    """Keep what another recipe left under this run's name, before it is replaced; nothing if it is damaged."""
+    study, checkpoint = one.study, one.study.checkpoint(one.experiment.name, one.seed)
+    with contextlib.suppress(records.RecordError, checkpoints.CheckpointError, OSError):
+        file = records.path(study.name, one.experiment.name, one.seed)
+        record, sidecar = records.read(file), checkpoints.load(checkpoint)[1]
+        with contextlib.suppress(ExperimentError):  # what it started from is gone
+            if record.get("identity") == one.identity:
+                return
+        if record.get("identity") == sidecar.get("identity"):
+            aside = study.aside(one.label, str(record["identity"]))
+            _copy_checkpoint(checkpoint, aside / checkpoint.name)
+            paths.write_atomically(aside / "record.json", file.read_bytes())  # last: then it is whole
+
+
+def _copy_checkpoint(source: Path, target: Path) -> None:
+    for suffix in (".json", ".pt"):
+        paths.write_atomically(target.with_suffix(suffix), source.with_suffix(suffix).read_bytes())
 
 
 def _without_origin(study: Study, runs: list[Run]) -> dict[str, str]:
@@ -188,6 +275,8 @@ def _drop_unless_done(one: Run) -> None:
         done = False
     checkpoint = one.study.checkpoint(one.experiment.name, one.seed)
     record = records.path(one.study.name, one.experiment.name, one.seed)
+    if not done:
+        _put_aside(one)
     for old in () if done else (record, *(checkpoint.with_suffix(suffix) for suffix in (".pt", ".json", ".kws"))):
         with contextlib.suppress(OSError):  # not there, or nothing can be removed
             old.unlink()
