@@ -66,7 +66,7 @@ def experiments(negatives: str = "") -> list[Experiment]:
     return [
         Experiment("varied", wide, training=longer, augmentation=STRONG),
         Experiment("wide", wide, training=training, **plain),
-        Experiment("small", TimeNetConfig(), training=training, **plain),
+        Experiment("small", TimeNetConfig((30, 25, 40)), training=training, **plain),
         Experiment("listener", start="wide", after=(StreamTune(longer),), **plain),
         Experiment(MADE, start="small", after=(streams, WeightInt(4), decide), **taught, **plain),
     ]
