@@ -79,10 +79,10 @@ def kws_people(options: argparse.Namespace) -> None:
     """Score every model of a study on recordings of people."""
     from kwslib.lab import verify
     from kwslib.lab.study import open_study
-    from kwslib.results import tables
+    from kwslib.results import sentences
 
     study = open_study(options.corpus, options.keyword, options.split, to_read=True)
-    print(tables.say_people(verify.score_people(study, options.people)))
+    print(sentences.say_people(verify.score_people(study, options.people)))
     print(f"\n{paths.reports(study.name) / 'people.json'}")
 
 

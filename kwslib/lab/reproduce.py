@@ -22,7 +22,7 @@ from kwslib import paths, processes
 from kwslib.lab import verify
 from kwslib.lab.run import is_copy
 from kwslib.lab.study import ExperimentError, Study
-from kwslib.results import page, provenance, records, tables
+from kwslib.results import page, provenance, records, sentences, tables
 
 *STEPS, PLOTS = page.NOTEBOOKS
 AT_FIRST_S = 600.0  # of work that is believed to be as quick as the published study's
@@ -117,7 +117,7 @@ def _failed_runs(reports: Path, log: Log) -> list[str]:
 def _score_people(study: Study, people: str, quiet: bool, log: Log) -> list[str]:
     """Score every model on recordings of people; a sentence if that failed."""
     try:
-        log(tables.say_people(verify.score_people(study, people, quiet)))
+        log(sentences.say_people(verify.score_people(study, people, quiet)))
         return []
     except (ValueError, OSError, RuntimeError) as error:  # the report comes all the same
         log(f"FAILED people: {error}", important=True)

@@ -18,7 +18,7 @@ from kwslib.data.augment import Augmentation
 from kwslib.data.pieces import PieceConfig
 from kwslib.data.synthesis import is_voice
 from kwslib.nets import crnn
-from kwslib.results import records, tables
+from kwslib.results import records, sentences, tables
 from kwslib.streaming import tracks
 from kwslib.streaming.tracks import StreamSpec, Tracks
 from kwslib.training import checkpoints
@@ -118,7 +118,9 @@ class Study:
         """Who judges, and what is studied: the beginning of a notebook."""
         row = splits.counts(self.corpus, self.split, self.keyword).loc["test"]
         keywords, speakers = int(row["keyword clips"]), int(row["speakers"])
-        judges = tables.say_judges(self.corpus.name, self.split_name, keywords, int(row["clips"]) - keywords, speakers)
+        judges = sentences.say_judges(
+            self.corpus.name, self.split_name, keywords, int(row["clips"]) - keywords, speakers
+        )
         return Markdown(f"{judges}\n\n{tables.markdown(self.summary().rename_axis('what'))}")
 
     def checkpoint(self, experiment: str, seed: int = 0) -> Path:
@@ -196,7 +198,7 @@ class Results:
     def table(self, *experiments: str) -> Markdown:
         """The results as a notebook shows them: all experiments, or the named ones."""
         rows = self.summary.loc[list(experiments)] if experiments else self.summary
-        power = tables.say_power(records.clear_ratios(self.records, rows))
+        power = sentences.say_power(records.clear_ratios(self.records, rows))
         return Markdown(tables.markdown(tables.display_table(rows)) + (f"\n\n{power}" if power else ""))
 
     def gain(self, *experiments: str) -> pd.DataFrame:

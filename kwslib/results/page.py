@@ -13,7 +13,7 @@ import pandas as pd
 
 from kwslib import paths
 from kwslib.config import PROFILES
-from kwslib.results import provenance, published, records, tables
+from kwslib.results import provenance, records, sentences, tables
 from kwslib.streaming import player
 
 PAGE = {  # what the page takes from the first record, besides what tables do
@@ -25,24 +25,11 @@ PAGE = {  # what the page takes from the first record, besides what tables do
 }
 APPENDICES = {"augmentation_and_transfer": "appendix", "distillation_grid": "grid"}  # notebook -> variant of the study
 FILLED = ("README.md", "docs/results.md")  # pages between whose marks ``fill_readme`` writes
-COMPACT_BYTES = 20_000  # a larger compact file is not published: the torch file beside it has as much
 FOR = {
     "clips": ("Short recordings", "score", "FILE.wav"),
     "stream": ("A microphone", "stream", "--mic"),
     "smallest": ("The fewest bytes", "export", "--out detector.onnx"),
 }  # purpose -> for people, and the command to begin with
-COSTS = (  # axes of the plot to explore: column, what it says, unit
-    ("macs_per_clip", "MACs per clip", 1),
-    ("detector_macs_per_clip", "MACs per clip, whole detector", 1),
-    ("state_dict_bytes", "torch file, kB", 1e-3),
-    ("compact_bytes", "compact file, kB", 1e-3),
-    ("latency_ms_per_clip", "latency per clip, ms", 1),
-)
-QUALITIES = (  # the same, and the ends of its interval; lower is better
-    ("au_fa_fr", "AU-FA-FR of test clips, ×1e-5", 1e5, "ci95_low", "ci95_high"),
-    ("stream_miss", "missed in test streams, %", 100, "stream_low", "stream_high"),
-    ("people_miss", "people: misses at 1 % FA, %", 100, "people_miss_low", "people_miss_high"),
-)
 NOTEBOOKS = ("01_split_and_baseline", "02_streaming", "03_kd", "04_attention_kd", "05_quant_fp16", "06_plots")
 
 
@@ -77,12 +64,12 @@ def render(study: str, folder: Path, still: str = "") -> str:
     svgs = {svg.stem: base64.b64encode(svg.read_bytes()).decode() for svg in sorted((folder / "figures").glob("*.svg"))}
     said, executed = [], lambda name: folder / "notebooks" / f"{name}.html"
     if not points.empty:
-        said = [tables.say_streams(points, summary), tables.say_hours(points, found[0]["data"]["split"])]
+        said = [sentences.say_streams(points, summary), sentences.say_hours(points, found[0]["data"]["split"])]
     cheap = summary.index[summary["speed_up"] >= tables.FEWER_MACS]
     small = points[points["experiment"].isin(cheap)] if len(points) else points
-    answers = [tables.say_combination(clips), tables.say_compared(clips)]
+    answers = [sentences.say_combination(clips), sentences.say_compared(clips)]
     if len(small):
-        answers.insert(1, f"On streams: {tables.say_streams(small, summary)}")
+        answers.insert(1, f"On streams: {sentences.say_streams(small, summary)}")
     published_one = folder.parent.name == "reference"
     home = f"checkpoints/{'reference/' if published_one else ''}{study}"
     way_home = "../../" + "../" * published_one + home
@@ -101,16 +88,16 @@ def render(study: str, folder: Path, still: str = "") -> str:
         take=models(tables.recommended(found, summary, points), summary),
         home=home,
         way_home=way_home,
-        sentences=[tables.say_smallest(clips), tables.say_power(records.clear_ratios(found, clips))],
+        sentences=[sentences.say_smallest(clips), sentences.say_power(records.clear_ratios(found, clips))],
         streams=[] if points.empty else [_html(table) for table in _carried_and_all(points)],
         stream_sentences=said,
-        published=_html(_rounded(published.beside(summary))),
+        published=_html(_rounded(tables.beside(summary))),
         summary=summary,
         findings=tables.findings(clips),
-        bar=published.BAR,
+        bar=tables.BAR,
         playing=playing,
         player="" if playing is None else player.html(playing),
-        explored=explored(found, summary, points, way_home),
+        explored=tables.explored(found, summary, points, way_home),
         explore=(Path(__file__).parent / "explore.js").read_text("utf-8"),
         synthetic=_is_synthetic(found[0]),
         figures={name: f"data:image/svg+xml;base64,{content}" for name, content in svgs.items()},
@@ -133,7 +120,7 @@ def models(chosen: dict[str, dict], summary: pd.DataFrame) -> list[dict]:
     """What people read about models to take, in the order of ``chosen``: purpose -> record."""
     rows = []
     for purpose, record in chosen.items():
-        file, cost = published_file(record), record["cost"]
+        file, cost = tables.published_file(record), record["cost"]
         n_bytes = cost["compact_bytes"] if file.endswith(".kws") else cost["state_dict_bytes"]
         row = {"purpose": purpose, "experiment": record["experiment"], "file": file, "kb": f"{n_bytes / 1e3:.1f} kB"}
         row |= dict(zip(("title", "command", "last"), FOR.get(purpose, ("", "", "")), strict=True))
@@ -143,44 +130,9 @@ def models(chosen: dict[str, dict], summary: pd.DataFrame) -> list[dict]:
     return rows
 
 
-def published_file(record: dict) -> str:
-    """The name of the file of a run that is published for taking: the compact one where it is small."""
-    size = record["cost"].get("compact_bytes")
-    compact = pd.notna(size) and size <= COMPACT_BYTES
-    return f"{paths.label(record['experiment'], record['seed'])}.{'kws' if compact else 'pt'}"
-
-
-def explored(found: list[dict], summary: pd.DataFrame, points: pd.DataFrame, way_home: str) -> dict:
-    """What ``explore.js`` draws, as plain values: a row per experiment, axes that any of them has, where files are."""
-    table = summary.assign(stream_miss=None, stream_low=None, stream_high=None)
-    if len(points):  # of each run the mean over streams; from there mean and range over seeds
-        missed = tables.decided(points).groupby(["experiment", "seed"])["miss_rate"].mean().groupby("experiment")
-        table = table.assign(stream_miss=missed.mean(), stream_low=missed.min(), stream_high=missed.max())
-    x, y = ([axis for axis in axes if table[axis[0]].notna().any()] for axes in (COSTS, QUALITIES))
-    columns = ["note", "technique", "precision", "control", "gain", "gain_low", "gain_high"]
-    columns += [key for axis, _, _, *ends in (*x, *y) for key in (axis, *ends)]
-    files: dict[str, list[str]] = {}
-    for r in found:
-        files.setdefault(r["experiment"], []).append(published_file(r))
-    rows = [[name, *map(_plain, row), files[name]] for name, *row in table[columns].itertuples(name=None)]
-    given = {"columns": ["name", *columns, "files"], "rows": rows, "x": x, "y": y}
-    return given | {"bar": published.BAR, "home": f"{way_home}/"}
-
-
-def _plain(value: object) -> object:
-    """A value for JSON: nothing where it is not known, of a fraction six digits.
-
-    >>> _plain(float("nan")), _plain(0.123456789), _plain("a"), _plain(7)
-    (None, 0.123457, 'a', 7)
-    """
-    if pd.isna(value):
-        return None
-    return value if isinstance(value, str) else int(value) if float(value).is_integer() else float(f"{value:.6g}")
-
-
 def _of_people(summary: pd.DataFrame, people: dict | None) -> str:
     """Which people stand in the table; nothing where none do."""
-    return tables.say_people(people) if summary["people_miss"].notna().any() else ""
+    return sentences.say_people(people) if summary["people_miss"].notna().any() else ""
 
 
 def _is_synthetic(record: dict) -> bool:
@@ -215,7 +167,7 @@ def _html(table: pd.DataFrame) -> str:
 
 def _judges(record: dict) -> str:
     counts = (record["metrics"][key] for key in ("n_keyword", "n_other", "n_speakers"))
-    return tables.say_judges(record["data"]["corpus"], record["data"]["split"], *counts)
+    return sentences.say_judges(record["data"]["corpus"], record["data"]["split"], *counts)
 
 
 NARROW = ["AU-FA-FR ×1e5 ↓", "95 % interval", tables.PEOPLE, "ratio to baseline ↓", "MACs per clip ↓",
@@ -264,18 +216,18 @@ def readme_results(study: str, reference: Path) -> str:
     said = clips.apply(tables.verdict, axis=1)
     said = said[said.isin(tables.CLEAR)]
     clear = [f"{name} ({word} than {summary.loc[name, 'control']})" for name, word in said.items()]
-    sentences = (
+    before = (
         f"{_judges(first)} Study `{study}`, keyword `{first['keyword']}`, mean of {int(summary.seeds.max())} seeds, "
         f"interval over {metrics.get('interval_over', 'speakers')} and seeds. "
         f"Clip models that differ from their control beyond their interval: {', '.join(clear) or 'none'}. "
-        f"{tables.say_power(records.clear_ratios(found, clips))} "
-        f"{tables.say_smallest(clips)} {tables.say_combination(clips)}"
+        f"{sentences.say_power(records.clear_ratios(found, clips))} "
+        f"{sentences.say_smallest(clips)} {sentences.say_combination(clips)}"
     )
     which = "The baseline and the clip models that no other one beats in both quality and MACs, or quality and bytes:"
     front = _narrow(tables.display_table(tables.front(clips)))
-    parts = [sentences, which, tables.markdown(front), *filter(None, [_of_people(summary, people)])]
+    parts = [before, which, tables.markdown(front), *filter(None, [_of_people(summary, people)])]
     if len(points):
-        said = f"{tables.say_streams(points, summary)} {tables.say_hours(points, first['data']['split'])}"
+        said = f"{sentences.say_streams(points, summary)} {sentences.say_hours(points, first['data']['split'])}"
         parts += [f"On streams: {said}", tables.markdown(_carried_and_all(points)[0])]
     return "\n\n".join(parts)
 
@@ -306,7 +258,7 @@ def recommend(reference: Path) -> dict[str, dict[str, str]]:
     for folder in sorted(found.parent for found in reference.glob("*/records")):
         found = records.load_folder(folder / "records")
         chosen = tables.recommended(found, records.summary(found), records.stream_points(found))
-        files[folder.name] = {why: f"{folder.name}/{published_file(record)}" for why, record in chosen.items()}
+        files[folder.name] = {why: f"{folder.name}/{tables.published_file(record)}" for why, record in chosen.items()}
     return files
 
 
@@ -373,7 +325,9 @@ def publish(study: str) -> None:
 
 def _left_at_home(folder: str, names: list[str]) -> set[str]:
     """What is not published of checkpoints: unfinished ones, and large compact files, whose torch file has as much."""
-    large = {name for name in names if name.endswith(".kws") and (Path(folder) / name).stat().st_size > COMPACT_BYTES}
+    large = {
+        name for name in names if name.endswith(".kws") and (Path(folder) / name).stat().st_size > tables.COMPACT_BYTES
+    }
     return large | {name for name in names if name.endswith((".resume", ".tmp"))}
 
 

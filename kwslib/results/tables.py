@@ -1,10 +1,25 @@
-"""Results as people read them: numbers, tables and sentences, all made from records."""
-
-from collections.abc import Sequence
+"""Results as people read them: numbers and tables made from records; beside ours, what the five reports published."""
 
 import pandas as pd
 
-from kwslib.results import published, records
+from kwslib import paths
+from kwslib.config import CRNNConfig
+from kwslib.results import records
+
+BAR = 5.5e-5  # the course's bar: 1.1 x the AU-FA-FR of its baseline, 5e-5
+COMPACT_BYTES = 20_000  # a larger compact file is not published: the torch file beside it has as much
+COSTS = (  # axes of the plot to explore: column, what it says, unit
+    ("macs_per_clip", "MACs per clip", 1),
+    ("detector_macs_per_clip", "MACs per clip, whole detector", 1),
+    ("state_dict_bytes", "torch file, kB", 1e-3),
+    ("compact_bytes", "compact file, kB", 1e-3),
+    ("latency_ms_per_clip", "latency per clip, ms", 1),
+)
+QUALITIES = (  # the same, and the ends of its interval; lower is better
+    ("au_fa_fr", "AU-FA-FR of test clips, ×1e-5", 1e5, "ci95_low", "ci95_high"),
+    ("stream_miss", "missed in test streams, %", 100, "stream_low", "stream_high"),
+    ("people_miss", "people: misses at 1 % FA, %", 100, "people_miss_low", "people_miss_high"),
+)
 
 
 def area(value: float) -> str:
@@ -115,44 +130,6 @@ def stream_table(points: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).T.fillna("–").rename_axis("experiment")
 
 
-def say_hours(points: pd.DataFrame, split: str = "speaker") -> str:
-    """One sentence: what the figures of ``stream_table`` were counted on."""
-    who = "val speakers" if split == "speaker" else "the same clips at other times, for in a random split val is test,"
-    first = points[points["seed"] == points["seed"].min()].drop_duplicates("stream")
-    streams = [f"{row.stream} {row.other_hours:.1f} h with {row.keywords} keywords" for row in first.itertuples()]
-    return (
-        f"Streams of the test part: {', '.join(streams)}. Each threshold was made on streams of {who} for the "
-        "rate that was asked, higher where a higher one finds enough there, too; in brackets the range over seeds. An "
-        "event is a score at the threshold, then silence for 1 s; one from a keyword's start to half a second after "
-        "its end finds it. FA/h without a rate are at the threshold made on ordinary streams; in brackets the rate "
-        "that so few alarms leave possible."
-    )
-
-
-def say_people(people: dict | None) -> str:
-    """A few sentences: which people the models were scored on and what is counted; or how to get some.
-
-    Args:
-        people: of ``kwslib.results.records.people``.
-    """
-    if people is None:
-        return (
-            "No people yet: `make people PEOPLE=<folder>` scores every model on recordings <word>/<speaker>_*.wav that "
-            "it was not trained on."
-        )
-    n_keyword, n_other, known, heard = (
-        f"{people[key]:,}" for key in ("n_keyword", "n_other", "known_clips", "clips_of_known_speakers")
-    )
-    tells = people["n_speakers"] is not None
-    speakers = f"{people['n_speakers']:,} speakers" if tells else "speakers that the file names do not tell"
-    return (
-        f"People: {n_keyword} recordings of {people['keyword']} and {n_other} of other words in {people['folder']}, by "
-        f"{speakers}, on which no model was trained. Left out: {known} clips that the study holds itself, {heard} by "
-        "speakers of its train and val parts. Misses are those at the lowest threshold that accepts at most 1 % of the "
-        f"other words; in brackets the 95 % interval over {people['interval_over']} and seeds."
-    )
-
-
 def decided(points: pd.DataFrame) -> pd.DataFrame:
     """Those with a decision that is made as a detector runs, its state carried on."""
     return points[(points["state"] == "carried") & points["asked_fa_per_h"].notna()]
@@ -215,23 +192,6 @@ def finds(record: dict) -> tuple[str, str]:
     return (f"{percent(1 - min(missed) / all_missed)} %", "1 % of other words") if all_missed else ("–", "–")
 
 
-def say_streams(points: pd.DataFrame, summary: pd.DataFrame, speed_up: float = 10) -> str:
-    """One sentence to quote: what the best model without and with so many times fewer MACs finds. Chosen on val."""
-    means = decided(points).groupby(["experiment", "stream"], sort=False).mean(numeric_only=True)
-    missed = val_misses(points)
-    is_fast = summary["speed_up"].reindex(missed.index) >= speed_up
-    sentences = []
-    for kind, names in ((f"{speed_up:g} times fewer MACs", missed[is_fast]), ("more MACs", missed[~is_fast])):
-        if len(names):
-            found = [
-                f"{100 * (1 - row.miss_rate):.1f} % of the keywords at {row.fa_per_h:.2f} false alarms per hour on "
-                f"{stream} streams (allowed were {row.asked_fa_per_h:g})"
-                for stream, row in means.loc[names.idxmin()].iterrows()
-            ]
-            sentences.append(f"The best on val with {kind}, {names.idxmin()}, finds {' and '.join(found)}.")
-    return " ".join(sentences)
-
-
 def findings(summary: pd.DataFrame) -> dict[str, list[str]]:
     """What worked and what did not, as sentences that follow from the numbers alone.
 
@@ -240,7 +200,7 @@ def findings(summary: pd.DataFrame) -> dict[str, list[str]]:
     it makes the model smaller than the control, when its loss is not.
     """
     said = summary.apply(verdict, axis=1)
-    below = summary["au_fa_fr"] <= published.BAR
+    below = summary["au_fa_fr"] <= BAR
     of_control = summary["control"].map(summary["weights_bytes"])
     smaller = summary["weights_bytes"] < of_control
     front = records.pareto(summary, "macs_per_clip")
@@ -251,7 +211,7 @@ def findings(summary: pd.DataFrame) -> dict[str, list[str]]:
         return [f"{start} (gain ×1e5): {', '.join(gains)}."] if gains else []
 
     worked = [
-        f"{name}: AU-FA-FR {area(row['au_fa_fr'])}e-5, below the reports' bar of {area(published.BAR)}e-5"
+        f"{name}: AU-FA-FR {area(row['au_fa_fr'])}e-5, below the reports' bar of {area(BAR)}e-5"
         + ("." if name == "baseline" else f", with {times(row['speed_up'])} fewer MACs and {times(row['compression'])} "
            "fewer bytes than the baseline.")
         for name, row in summary[below & summary.index.isin(["baseline", *front])].iterrows()
@@ -262,129 +222,8 @@ def findings(summary: pd.DataFrame) -> dict[str, list[str]]:
     failed += named(~smaller & (said == "no clear difference"), "No clear difference from its control")
     above = [f"{name} ({area(row['au_fa_fr'])})" for name, row in summary[~below].iterrows()]
     if above:
-        failed.append(f"Above the reports' bar of {area(published.BAR)}e-5 (AU-FA-FR ×1e5): {', '.join(above)}.")
+        failed.append(f"Above the reports' bar of {area(BAR)}e-5 (AU-FA-FR ×1e5): {', '.join(above)}.")
     return {"worked": worked, "failed": failed}
-
-
-def say_gains(rows: pd.DataFrame, whom: str) -> str:
-    """One sentence to quote: how many of these experiments beat their controls beyond the 95 % interval.
-
-    Of many comparisons that show nothing, one in twenty is beyond its interval by chance; the sentence says so.
-
-    >>> numbers = {"gain": [2e-5, 1e-5], "gain_low": [1e-5, -1e-5], "gain_high": [3e-5, 3e-5]}
-    >>> say_gains(pd.DataFrame(numbers, index=["a", "b"]), "students").partition(";")[0]
-    'Of 2 students, 1 was clearly better than its control (a), 0 were clearly worse, 1 was not clearly different'
-    """
-    said = rows.apply(verdict, axis=1)
-
-    def counted(kind: str) -> str:
-        names = list(said.index[said == kind])
-        return f"{len(names)} {'was' if len(names) == 1 else 'were'}", f" ({', '.join(names)})" if names else ""
-
-    (better, who), (worse, whose), (unclear, _) = map(counted, (*CLEAR, "no clear difference"))
-    whose_control = "its control" if better.startswith("1 ") else "their control"
-    return (
-        f"Of {len(rows)} {whom}, {better} clearly better than {whose_control}{who}, {worse} clearly worse{whose}, "
-        f"{unclear} not clearly different; clear means beyond the 95 % interval, where chance alone puts one in "
-        f"twenty, and the median gain was {area(rows['gain'].median())}e-5."
-    )
-
-
-def say_judges(corpus: str, split: str, n_keyword: int, n_other: int, n_speakers: int) -> str:
-    """One or two sentences that begin everything: who judges, people or voices of a synthesizer, and how many.
-
-    >>> say_judges("speech_commands_part", "speaker", 235, 1200, 161)[:61]
-    '**Judged by 161 people**, none of whom was heard in training:'
-    """
-    clips = f"{n_keyword:,} clips of the keyword and {n_other:,} others"
-    if corpus.split("-")[0] == "synthetic":
-        return (
-            f"**Judged by {n_speakers} voices of a synthesizer**, not by people: {clips}. What holds among voices need "
-            "not hold among people: a model that is ten times better here may miss more of them. Believe the study of "
-            "recordings, or give recordings of the keyword with `PEOPLE=folder`."
-        )
-    who = "none of whom was heard in training" if split == "speaker" else "who may have been heard in training, too"
-    return f"**Judged by {n_speakers} people**, {who}: {clips}."
-
-
-def say_compared(clips: pd.DataFrame) -> str:
-    """One sentence: how many clip models were clearly better or worse than their control."""
-    said = clips.apply(verdict, axis=1)
-    better, worse = ((said == word).sum() for word in CLEAR)
-    return (
-        f"Of {(said != '').sum()} clip models with a control, {better} {'is' if better == 1 else 'are'} clearly better "
-        f"than it and {worse} clearly worse; the others differ by less than this test can show."
-    )
-
-
-def say_power(ratios: pd.Series) -> str:
-    """One sentence: how large a true difference must be for this test to see it.
-
-    Args:
-        ratios: of ``kwslib.results.records.clear_ratios``.
-
-    >>> say_power(pd.Series({"a": 1.44, "b": 1.6, "c": float("nan")}))[:70]
-    'In 80 % of repeats this test would call a true ratio to the control of'
-    """
-    known = ratios.dropna().sort_values()
-    if known.empty:
-        return ""
-    middle, (best, *_, worst) = known.iloc[len(known) // 2], [*known.items(), *known.tail(1).items()]
-    said = [f"{ratio:.2f}" if ratio < 100 else "no size" for ratio in (middle, best[1], worst[1])]
-    return (
-        f"In 80 % of repeats this test would call a true ratio to the control of {said[0]} clear (median of "
-        f"{len(known)} comparisons; from {said[1]} for {best[0]} to {said[2]} for {worst[0]}): smaller differences it "
-        "does not see."
-    )
-
-
-def say_smallest(rows: pd.DataFrame) -> str:
-    """One sentence to quote: the fewest MACs with which a model stays below the reports' bar."""
-    below = rows[rows["au_fa_fr"] <= published.BAR]
-    bar = f"the reports' bar of {area(published.BAR)}e-5"
-    if below.empty:
-        return f"None of these {len(rows)} models stays below {bar}."
-    name = below.astype({"macs_per_clip": int, "au_fa_fr": float}).sort_values(["macs_per_clip", "au_fa_fr"]).index[0]
-    row = below.loc[name]
-    ratio = "" if pd.isna(row["ratio"]) else f", {row['ratio']:.2f} times that of the baseline"
-    return (
-        f"The fewest MACs below {bar} are those of {name}: {times(row['speed_up'])} fewer MACs and "
-        f"{times(row['compression'])} fewer bytes than the baseline at an AU-FA-FR of {area(row['au_fa_fr'])}e-5 "
-        f"(95 % interval {area(row['ci95_low'])} to {area(row['ci95_high'])}e-5){ratio}."
-    )
-
-
-def say_combination(summary: pd.DataFrame, speed_up: float = 10, compression: float = 60) -> str:
-    """One sentence to quote: the best model that is so much faster and smaller than the baseline.
-
-    Chosen on val. Bytes are those of its compact file against the baseline's torch file.
-    """
-    wanted = f"at least {speed_up:g} times fewer MACs and {compression:g} times fewer bytes than the baseline's file"
-    fitting = summary[(summary["speed_up"] >= speed_up) & (summary["compact_compression"] >= compression)]
-    if fitting.empty:
-        return f"No model has {wanted}."
-    name = fitting["au_fa_fr_val"].astype(float).idxmin()
-    row = summary.loc[name]
-    return (
-        f"Of {len(fitting)} models with {wanted}, {name} is best on val: {times(row['speed_up'])} fewer MACs, "
-        f"{times(row['compact_compression'])} fewer bytes ({row['compact_bytes'] / 1e3:.1f} kB), test AU-FA-FR "
-        f"{area(row['au_fa_fr'])}e-5 (95 % interval {area(row['ci95_low'])} to {area(row['ci95_high'])}e-5), "
-        f"{'below' if row['au_fa_fr'] <= published.BAR else 'above'} the reports' bar of {area(published.BAR)}e-5, "
-        f"{row['ratio']:.2f} times that of the baseline."
-    )
-
-
-def say_rivals(summary: pd.DataFrame, rivals: Sequence[str], student: str) -> str:
-    """One sentence to quote: what other small nets, trained plainly, reach beside a student."""
-
-    def said(name: str) -> str:
-        row = summary.loc[name]
-        return (
-            f"{name} reaches {area(row['au_fa_fr'])}e-5 ({area(row['ci95_low'])} to {area(row['ci95_high'])}e-5) with "
-            f"{row['macs_per_clip']:,} MACs and {row['state_dict_bytes'] / 1e3:.1f} kB"
-        )
-
-    return f"Just another small net: {'; '.join(map(said, rivals))}; {said(student)}."
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -398,3 +237,104 @@ def front(summary: pd.DataFrame) -> pd.DataFrame:
     """The baseline and what no other experiment beats in both quality and MACs, or quality and bytes."""
     ahead = [*records.pareto(summary, "macs_per_clip"), *records.pareto(summary, "compact_bytes")]
     return summary[summary.index.isin(["baseline", *ahead])]
+
+
+def published_file(record: dict) -> str:
+    """The name of the file of a run that is published for taking: the compact one where it is small."""
+    size = record["cost"].get("compact_bytes")
+    compact = pd.notna(size) and size <= COMPACT_BYTES
+    return f"{paths.label(record['experiment'], record['seed'])}.{'kws' if compact else 'pt'}"
+
+
+def explored(found: list[dict], summary: pd.DataFrame, points: pd.DataFrame, way_home: str) -> dict:
+    """What ``explore.js`` draws, as plain values: a row per experiment, axes that any of them has, where files are."""
+    table = summary.assign(stream_miss=None, stream_low=None, stream_high=None)
+    if len(points):  # of each run the mean over streams; from there mean and range over seeds
+        missed = decided(points).groupby(["experiment", "seed"])["miss_rate"].mean().groupby("experiment")
+        table = table.assign(stream_miss=missed.mean(), stream_low=missed.min(), stream_high=missed.max())
+    x, y = ([axis for axis in axes if table[axis[0]].notna().any()] for axes in (COSTS, QUALITIES))
+    columns = ["note", "technique", "precision", "control", "gain", "gain_low", "gain_high"]
+    columns += [key for axis, _, _, *ends in (*x, *y) for key in (axis, *ends)]
+    files: dict[str, list[str]] = {}
+    for r in found:
+        files.setdefault(r["experiment"], []).append(published_file(r))
+    rows = [[name, *map(_plain, row), files[name]] for name, *row in table[columns].itertuples(name=None)]
+    given = {"columns": ["name", *columns, "files"], "rows": rows, "x": x, "y": y}
+    return given | {"bar": BAR, "home": f"{way_home}/"}
+
+
+def _plain(value: object) -> object:
+    """A value for JSON: nothing where it is not known, of a fraction six digits.
+
+    >>> _plain(float("nan")), _plain(0.123456789), _plain("a"), _plain(7)
+    (None, 0.123457, 'a', 7)
+    """
+    if pd.isna(value):
+        return None
+    return value if isinstance(value, str) else int(value) if float(value).is_integer() else float(f"{value:.6g}")
+
+
+# What the five student reports published, as data: shown beside our numbers, never mixed with them. AU-FA-FR is on each
+# report's own random 80/20 validation part, best epoch, one run. Speed-up and compression are as printed; ``base``
+# names the hidden size of the baseline they refer to.
+_COLUMNS = ("row", "setting", "ours", "speed_up", "compression", "base", "au_fa_fr")
+_ROWS = (
+    ("A1", "dark knowledge, T = 10, KD weight 0.6", "a1-kd", 10.3, 11.7, 64, 6.5e-5),
+    ("A2", "dark knowledge, one-linear-layer attention", "a2-kd", 10.2, 12.9, 64, None),
+    ("A3", "A1 trained in mixed precision, kept in fp16", "a1-kd-mixed-fp16", 10.3, 19.2, 64, 5.34e-5),
+    ("B0", "baseline, fixed permutation", "baseline", 1.0, 1.0, 64, 2.9e-5),
+    ("B1", "dark knowledge, 25 runs of tuning", "b1-kd", 5.3, 6.5, 64, 3.7e-5),
+    ("B2", "dark knowledge + attention KD, bottleneck", "b2-attention", 5.3, 6.6, 64, 5.2e-5),
+    ("B3", "B2 + dynamic int8", "b2-attention-int8", 5.3, 16.0, 64, 5.2e-5),
+    ("C1", "mild dark knowledge, the middle student", "c1-kd", None, None, 64, None),
+    ("C2", "two-stage dark knowledge", "c2-kd", 10.08, None, 64, None),
+    ("C3", "C2 + dynamic int8", "c2-kd-int8", 10.08, 20.35, 64, 5.25e-5),
+    ("C5", "pruning 0.3, each gate cut for itself, tuned: 100 times worse", "prune-30-tuned", None, None, 64, None),
+    ("D", "dark knowledge, best of nine settings", "d-kl-labels", 4.65, 3.80, 32, 5.5009e-5),
+    ("E1", "layer-wise KD, GRU", "e1-layers", 2.059, 2.578, 32, None),
+    ("E2", "layer-wise KD, RNN instead of GRU", "e2-layers", 8.507, 7.623, 32, None),
+    ("E3", "E2 in fp16", "e2-layers-fp16", 8.507, 12.045, 32, 5.132e-5),
+)
+
+# Architectures of the reports: name -> (sizes, parameters, MACs for a
+# batch of 128 clips of 1 s without and with the convolution's bias).
+ARCHITECTURES = {
+    "base": (CRNNConfig(), 70_443, 119_324_672, 119_527_424),
+    "base, h32": (CRNNConfig(hidden_size=32), 25_387, 55_382_016, 55_584_768),
+    "A1": (CRNNConfig(2, hidden_size=22, gru_num_layers=1), 4_737, 11_579_392, 11_630_080),
+    "A2": (CRNNConfig(2, hidden_size=24, gru_num_layers=1, attention_size=0), 4_741, 11_630_592, 11_681_280),
+    "B1": (CRNNConfig(4, hidden_size=20), 9_047, 22_617_600, 22_718_976),
+    "B2": (CRNNConfig(4, hidden_size=20, attention_size=15), 8_937, 22_469_760, 22_571_136),
+    "C-mid": (CRNNConfig(8, hidden_size=40), 34_731, 68_664_320, 68_867_072),
+    "C-small": (CRNNConfig(2, stride=(2, 6), hidden_size=16, gru_num_layers=1), 3_117, 11_788_288, 11_852_800),
+    "C-prune": (CRNNConfig(8, (5, 16), (2, 6), hidden_size=24), 17_163, 54_334_464, 54_610_944),
+    "C-pruned": (CRNNConfig(8, (5, 16), (2, 6), hidden_size=17), 11_157, 42_653_312, 42_929_792),
+    "D": (CRNNConfig(3, (7, 20), (7, 12), hidden_size=30), 11_256, 11_888_640, 11_902_080),
+    "E1": (CRNNConfig(8, (10, 20), (5, 8), hidden_size=20), 9_291, 26_897_920, 26_976_768),
+    "E2": (CRNNConfig(3, stride=(5, 8), hidden_size=20, cell="rnn"), 2_546, 6_510_080, 6_543_872),
+}
+
+
+# What the reports' architectures take on disk: bytes of torch.save(state_dict) of torch 2.11 in float32, float16 and
+# dynamic int8, recounted from the architectures, the model free of a profiler's leftovers.
+FILE_BYTES = {
+    "base": (287_691, 146_827, 84_177), "base, h32": (107_467, 56_715, 37_841), "A1": (23_623, 14_215, 12_941),
+    "A2": (23_109, 13_637, 11_657), "B1": (41_867, 23_563, 19_409), "B2": (41_419, 23_371, 19_281),
+    "C-mid": (144_651, 75_147, 47_313), "C-small": (17_351, 11_015, 11_341), "D": (50_443, 28_107, 22_225),
+    "E1": (42_827, 24_075, 23_249), "E2": (15_947, 10_635, 16_657),
+}  # fmt: skip
+
+
+def beside(summary: pd.DataFrame) -> pd.DataFrame:
+    """Each published row that one of our experiments repeats, with our figures next to it.
+
+    Args:
+        summary: of ``kwslib.results.records.summary``.
+    """
+    rows = pd.DataFrame(_ROWS, columns=_COLUMNS).set_index("row")
+    rows = rows[rows["ours"].isin(summary.index)]
+    found = summary.loc[rows["ours"]]
+    out = {"setting": rows["setting"], "hidden units of their baseline (ours: 64)": rows["base"]}
+    for name, column in (("speed_up", "speed_up"), ("compression", "compression"), ("AU-FA-FR", "au_fa_fr")):
+        out |= {f"{name}, published": rows[column], f"{name}, ours": found[column].to_numpy()}
+    return pd.DataFrame(out)

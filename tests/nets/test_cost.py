@@ -4,14 +4,14 @@ import torch
 from kwslib.config import CELLS, CRNNConfig
 from kwslib.nets import cost
 from kwslib.nets.crnn import CRNN
-from kwslib.results import published
+from kwslib.results import tables
 from kwslib.training import checkpoints
 from kwslib.training.quantize import PRECISIONS, DynamicInt8
 
 
-@pytest.mark.parametrize("name", published.ARCHITECTURES)
+@pytest.mark.parametrize("name", tables.ARCHITECTURES)
 def test_published_counts_recompute(name):
-    config, params, macs, macs_with_bias = published.ARCHITECTURES[name]
+    config, params, macs, macs_with_bias = tables.ARCHITECTURES[name]
     counted = cost.cost(config)
     assert counted["params"] == params
     assert counted["thop_macs_batch128"] == macs
@@ -59,12 +59,12 @@ PRECISION = dict(zip(("float32", "float16", "int8"), range(3), strict=True))
 
 
 @pytest.mark.parametrize("precision", PRECISION)
-@pytest.mark.parametrize("name", published.FILE_BYTES)
+@pytest.mark.parametrize("name", tables.FILE_BYTES)
 def test_file_sizes_of_the_reports_recompute(tmp_path, name, precision):
-    config, _, *_ = published.ARCHITECTURES[name]
+    config, _, *_ = tables.ARCHITECTURES[name]
     convert = PRECISIONS[precision] or (lambda model: model)
     model = convert(CRNN(config).eval())
-    published_bytes = published.FILE_BYTES[name][PRECISION[precision]]
+    published_bytes = tables.FILE_BYTES[name][PRECISION[precision]]
     # The file's own name stands in each of its entries. With one of eleven letters all bytes are there; ours,
     # which are called "archive" whatever the path, are up to 4 % smaller.
     torch.save(model.state_dict(), tmp_path / "eleven_long.pt")

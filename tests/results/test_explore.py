@@ -7,7 +7,7 @@ import browser
 import pytest
 
 from kwslib import paths
-from kwslib.results import page, plots, records
+from kwslib.results import plots, records, tables
 
 py_mini_racer = pytest.importorskip("py_mini_racer")
 STUDY = "speech_commands_part-happy-speaker"
@@ -25,7 +25,7 @@ def study():
 @pytest.fixture(scope="module")
 def engine(study):
     context = py_mini_racer.MiniRacer()
-    data = json.dumps(page.explored(*study, "home"), allow_nan=False)
+    data = json.dumps(tables.explored(*study, "home"), allow_nan=False)
     context.eval(f"{CODE}\nvar data = {data}, all = kwsExplore.rows(data);")
     return context
 
@@ -37,7 +37,7 @@ def ask(engine, script: str):
 def test_the_front_is_that_of_python(study, engine):
     _, summary, _ = study
     clips = summary[summary["technique"] != "stream"]
-    for cost, *_ in page.COSTS:
+    for cost, *_ in tables.COSTS:
         front = ask(
             engine,
             f"kwsExplore.pareto(kwsExplore.shown(all, {TECHNIQUES}, '{cost}', 'au_fa_fr'), '{cost}', 'au_fa_fr')",
@@ -116,7 +116,7 @@ def test_text_of_records_cannot_leave_its_place(study):
     summary = summary.assign(note=text, control=text)
     from jinja2 import Environment
 
-    written = Environment().from_string("{{ data | tojson }}").render(data=page.explored(found, summary, points, "x"))
+    written = Environment().from_string("{{ data | tojson }}").render(data=tables.explored(found, summary, points, "x"))
     assert "<" not in written and json.loads(written)["rows"][0][1] == text
 
 

@@ -133,6 +133,6 @@ def test_stream_models_are_judged_on_streams_alone():
 
 
 def test_large_compact_files_are_not_those_to_take():
-    sizes = {19_000: "kws", page.COMPACT_BYTES: "kws", 20_001: "pt", None: "pt"}
+    sizes = {19_000: "kws", tables.COMPACT_BYTES: "kws", 20_001: "pt", None: "pt"}
     for size, suffix in sizes.items():
-        assert page.published_file(run("a", 2, 1e-5, 9, size)) == f"a-seed2.{suffix}"
+        assert tables.published_file(run("a", 2, 1e-5, 9, size)) == f"a-seed2.{suffix}"

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from kwslib import metrics
-from kwslib.results import published, records, tables
+from kwslib.results import records, sentences, tables
 from kwslib.results.records import RecordError
 
 
@@ -105,14 +105,14 @@ def test_sentences_to_quote():
         record("smaller", 0, 9e-5, 50, 200, "small", 2),
     ]
     table = records.summary(found)
-    assert tables.say_smallest(table).startswith(
+    assert sentences.say_smallest(table).startswith(
         "The fewest MACs below the reports' bar of 5.50e-5 are those of small: 10.0× fewer MACs and 10.0× fewer bytes"
     )
-    assert tables.say_smallest(table.loc[["smaller"]]).startswith("None of these 1 models stays below")
-    assert tables.say_gains(table.loc[["small", "smaller"]], "nets").startswith("Of 2 nets, 0 were clearly better")
-    assert tables.say_rivals(table, ["smaller"], "small").endswith("with 100 MACs and 0.4 kB.")
+    assert sentences.say_smallest(table.loc[["smaller"]]).startswith("None of these 1 models stays below")
+    assert sentences.say_gains(table.loc[["small", "smaller"]], "nets").startswith("Of 2 nets, 0 were clearly better")
+    assert sentences.say_rivals(table, ["smaller"], "small").endswith("with 100 MACs and 0.4 kB.")
     tied = table.assign(macs_per_clip=100, ratio=float("nan")).sort_values("au_fa_fr", ascending=False)
-    assert " are those of baseline: " in tables.say_smallest(tied) and "nan" not in tables.say_smallest(tied)
+    assert " are those of baseline: " in sentences.say_smallest(tied) and "nan" not in sentences.say_smallest(tied)
 
 
 def test_a_perfect_or_missing_baseline_gives_no_ratio_but_a_table():
@@ -178,9 +178,9 @@ def test_people_are_columns_of_their_own():
     without = records.summary(found)
     assert without[list(records.OF_PEOPLE)].isna().all().all()
     assert tables.PEOPLE not in tables.display_table(without)
-    assert "1,250 recordings of go and 6,000 of other words in some, by 900 speakers" in tables.say_people(people)
-    assert "the file names do not tell" in tables.say_people(people | {"n_speakers": None})
-    assert tables.say_people(None).startswith("No people yet: `make people PEOPLE=<folder>`")
+    assert "1,250 recordings of go and 6,000 of other words in some, by 900 speakers" in sentences.say_people(people)
+    assert "the file names do not tell" in sentences.say_people(people | {"n_speakers": None})
+    assert sentences.say_people(None).startswith("No people yet: `make people PEOPLE=<folder>`")
 
 
 def test_a_damaged_file_of_people_is_named(tmp_path):
@@ -203,7 +203,7 @@ def test_a_damaged_file_of_people_is_named(tmp_path):
 
 
 def test_published_rows_stand_beside_ours():
-    table = published.beside(records.summary([record("baseline", 0, 1e-5), record("a1-kd", 0, 1e-5, 100)]))
+    table = tables.beside(records.summary([record("baseline", 0, 1e-5), record("a1-kd", 0, 1e-5, 100)]))
     assert set(table.index) == {"A1", "B0"}
     assert table.loc["A1", "speed_up, published"] == 10.3
     assert table.loc["A1", "speed_up, ours"] == 10.0
@@ -227,10 +227,10 @@ def test_stream_points_become_a_table_and_sentences():
     assert table.loc["big", "ordinary, carried: FA/h, asked 0.5"] == "0.25"
     assert table.loc["small", "noise: FA/h"] == "0.00 (≤ 9.0)"
     summary = pd.DataFrame({"speed_up": [1.0, 12.0, 12.0]}, index=["big", "small", "worse"])
-    said = tables.say_streams(points, summary)
+    said = sentences.say_streams(points, summary)
     assert "10 times fewer MACs, small, finds 90.0 % of the keywords at 0.25 false alarms per hour" in said
     assert "more MACs, big, finds 97.0 %" in said
-    assert "ordinary 4.0 h with 100 keywords" in tables.say_hours(points)
+    assert "ordinary 4.0 h with 100 keywords" in sentences.say_hours(points)
 
 
 @pytest.mark.parametrize("spread", [0.05, 0.1, 0.4])
@@ -242,7 +242,7 @@ def test_the_ratio_that_a_test_sees_is_that_of_the_normal_distribution(spread):
     seen = records.clear_ratios(found, records.summary(found))
     assert list(seen.index) == ["b"]
     assert np.log(seen["b"]) == pytest.approx((1.96 + 0.8416) * np.sqrt(2) * spread, rel=0.03)
-    assert f"a true ratio to the control of {seen['b']:.2f} clear" in tables.say_power(seen)
+    assert f"a true ratio to the control of {seen['b']:.2f} clear" in sentences.say_power(seen)
 
 
 def test_the_ratio_that_a_test_sees_is_called_clear_in_four_repeats_of_five():
@@ -263,7 +263,7 @@ def test_no_ratio_can_be_seen_without_errors_or_without_a_control():
     perfect = [record("a", 0, 0.0, replicates=[0.0] * 4), record("b", 0, 1e-5, control="a")]
     assert records.clear_ratios(perfect, records.summary(perfect)).isna().all()
     alone = [record("a", 0, 1e-5)]
-    assert tables.say_power(records.clear_ratios(alone, records.summary(alone))) == ""
+    assert sentences.say_power(records.clear_ratios(alone, records.summary(alone))) == ""
 
 
 def test_what_is_tried_follows_from_the_recipe_alone():

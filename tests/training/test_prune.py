@@ -6,7 +6,7 @@ import torch
 from kwslib.config import CELLS, CRNNConfig
 from kwslib.nets import cost
 from kwslib.nets.crnn import CRNN
-from kwslib.results import published
+from kwslib.results import tables
 from kwslib.training.loop import Training
 from kwslib.training.prune import CRITERIA, Prune, cut, group_norm, unit_weights
 
@@ -59,8 +59,8 @@ def test_units_without_influence_are_the_ones_that_go(config):
 
 
 def test_report_c_cut_has_its_published_size():
-    config, *before = published.ARCHITECTURES["C-prune"]
-    _, params, macs, _ = published.ARCHITECTURES["C-pruned"]
+    config, *before = tables.ARCHITECTURES["C-prune"]
+    _, params, macs, _ = tables.ARCHITECTURES["C-pruned"]
     smaller = Prune(0.3)(CRNN(config).eval())
     assert sum(p.numel() for p in smaller.parameters()) == params < before[0]
     assert cost.clip_macs(smaller.config) * 128 == macs
