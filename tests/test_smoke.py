@@ -49,6 +49,7 @@ def test_it_ends_with_the_table_and_the_page(reproduced):
     shown = (folder / "index.html").read_text()
     assert shown.count("<img") >= 6 and 'src="http' not in shown
     assert "Its figures mean nothing." in shown and "Which one should I take?" in shown
+    assert "What it gets wrong</h2>" in shown and (folder / page.WRONG).exists()
     for figure in (
         "metric-macs",
         "metric-memory",

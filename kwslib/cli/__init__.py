@@ -112,6 +112,8 @@ def _parser() -> argparse.ArgumentParser:
     reproduce.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these notebooks and nothing else")
     reproduce.add_argument("--other", default="", help="parameter of appendix/augmentation_and_transfer")
     people = command("people", "studies", "score every model of a study on recordings of people it was not trained on")
+    mistakes = command("mistakes", "studies", "which test clips the clip model to take gets wrong, for the report")
+    mistakes.add_argument("--published", action="store_true", help="of the study that came with the repository")
     sweep = command("sweep", "studies", "search for small models; goes on where it stopped")
     sweep.add_argument("--trials", type=int, default=40, help="trained ones, earlier ones included (40)")
     sweep.add_argument("--max-macs", type=int, default=93_000, help="per clip; more is not trained (93,000)")
@@ -123,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     people_are = "recordings <root>/<word>/<speaker>_*.wav of the keyword and of other words"
     people.add_argument("--people", required=True, metavar="FOLDER", help=people_are)
     reproduce.add_argument("--people", default="", metavar="FOLDER", help="then score every model on these recordings")
-    for which in (name, reproduce, people, verify, sweep):
+    for which in (name, reproduce, people, mistakes, verify, sweep):
         which.add_argument("--corpus", default="synthetic")
         which.add_argument("--keyword", default="sheila")
         which.add_argument("--split", default="speaker")

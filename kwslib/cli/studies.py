@@ -86,6 +86,20 @@ def kws_people(options: argparse.Namespace) -> None:
     print(f"\n{paths.reports(study.name) / 'people.json'}")
 
 
+def kws_mistakes(options: argparse.Namespace) -> None:
+    """Find what the clip model to take gets wrong, and draw the report with it."""
+    from kwslib.lab import reproduce
+    from kwslib.lab.study import open_study
+    from kwslib.results import page
+
+    study = open_study(options.corpus, options.keyword, options.split, to_read=True)
+    file = reproduce.keep_mistakes(study, options.published)
+    if file is None:
+        raise ValueError(f"{study.name} has no clip model to take: none has ten times fewer MACs than its baseline")
+    print(file)
+    paths.write_atomically(file.parent / "index.html", page.render(study.name, file.parent))
+
+
 def kws_sweep(options: argparse.Namespace) -> None:
     """Search for small models and print the front."""
     from kwslib.lab import sweep

@@ -23,6 +23,7 @@ from kwslib.lab import verify
 from kwslib.lab.run import is_copy
 from kwslib.lab.study import ExperimentError, Study
 from kwslib.results import page, provenance, records, sentences, tables
+from kwslib.training import checkpoints
 
 *STEPS, PLOTS = page.NOTEBOOKS
 AT_FIRST_S = 600.0  # of work that is believed to be as quick as the published study's
@@ -99,6 +100,8 @@ def reproduce(
         if failed and not list(records.folder(study.name).glob("*.json")):
             return failed
         not_scored = _score_people(study, people, quiet, log) if people else []  # no reason to run notebooks again
+        if ran or not (folder / page.WRONG).exists():
+            not_scored += _keep_mistakes(study, log)
         failed += execute(study, PLOTS, log)
         with suppress(records.RecordError):  # whatever became of the figures, nothing is to come any more
             page.write(study.name)
@@ -122,6 +125,44 @@ def _score_people(study: Study, people: str, quiet: bool, log: Log) -> list[str]
     except (ValueError, OSError, RuntimeError) as error:  # the report comes all the same
         log(f"FAILED people: {error}", important=True)
         return [f"people: {error}"]
+
+
+def keep_mistakes(study: Study, published: bool = False) -> Path | None:
+    """Write what the clip model to take gets wrong into ``mistakes.json`` in the report's folder, for its page.
+
+    Args:
+        published: of the study as it came with the repository, not of one's own runs.
+
+    Returns:
+        The file, or nothing where no clip model is one to take.
+
+    Raises:
+        RecordError: the study has no records, or they are of other clips.
+        CheckpointError: the model is missing or damaged.
+    """
+    home, name = (paths.ROOT, f"reference/{study.name}") if published else (paths.home(), study.name)
+    folder = home / "reports" / name
+    found = records.load_folder(folder / "records")
+    if found[0]["data"]["corpus_fingerprint"] != study.corpus.fingerprint:
+        raise records.RecordError(f"the records of {study.name} are of other clips than {study.corpus.name} holds now")
+    chosen = tables.recommended(found, records.summary(found), records.stream_points(found))
+    if "clips" not in chosen:
+        (folder / page.WRONG).unlink(missing_ok=True)
+        return None
+    model = checkpoints.load(home / "checkpoints" / name / tables.published_file(chosen["clips"]))[0]
+    of_run = {key: chosen["clips"][key] for key in ("experiment", "seed")}
+    paths.write_json(folder / page.WRONG, of_run | study.mistakes(model))
+    return folder / page.WRONG
+
+
+def _keep_mistakes(study: Study, log: Log) -> list[str]:
+    """The same of one's own runs; a sentence if that failed."""
+    try:
+        keep_mistakes(study)
+        return []
+    except (ValueError, OSError, RuntimeError) as error:  # the report comes all the same
+        log(f"FAILED mistakes: {error}", important=True)
+        return [f"mistakes: {error}"]
 
 
 def execute(study: Study, name: str, log: Log, look: Callable = lambda: None, **parameters: str) -> list[str]:

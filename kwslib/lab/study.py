@@ -12,6 +12,7 @@ from IPython.display import Markdown
 from torch import nn
 
 from kwslib import metrics, paths
+from kwslib.audio import small_flac
 from kwslib.config import PROFILES, SPLITS, FeatureConfig, Profile, SynthesisConfig, profile
 from kwslib.data import augment, corpora, features, pieces, splits
 from kwslib.data.augment import Augmentation
@@ -154,6 +155,29 @@ class Study:
             model = self.model(name, seed)
             columns[name] = crnn.score(model, self.logmels[test]) - self.threshold(model)
         return pd.DataFrame(columns, index=pd.Index(self.corpus.clips["clip"].to_numpy()[test], name="clip"))
+
+    def mistakes(self, model: nn.Module, most: int = 6) -> dict:
+        """Which test clips a model gets wrong at its threshold, as plain values: see ``kwslib.results.page.MISTAKES``.
+
+        Listed are the ``most`` that are furthest off, of missed keywords one of each speaker, of other words that were
+        accepted one of each word: else a single voice might fill the list. A synthesizer's clips come with their sound,
+        recordings of people do not.
+        """
+        threshold, test = self.threshold(model), self.split.test
+        clips = self.corpus.clips[["word", "speaker"]].iloc[test].assign(row=test)
+        clips["score"] = crnn.score(model, self.logmels[test])
+        is_keyword, found = self.labels[test] == 1, {"threshold": threshold}
+        for kind, rows, alike in (("missed", clips[is_keyword], "speaker"), ("accepted", clips[~is_keyword], "word")):
+            wrong = rows[(rows["score"] >= threshold) == (kind == "accepted")]
+            apart = (wrong["score"] - threshold).abs()
+            worst = wrong.loc[apart.sort_values(ascending=False, kind="stable").index].drop_duplicates(alike).head(most)
+            listed = worst[["word", "speaker", "score"]].astype({"score": float}).round(4)
+            for column, counted in (("alike", wrong), ("alike_clips", rows)):  # of the same speaker, or word
+                listed[column] = worst[alike].map(counted[alike].value_counts())
+            heard = self.corpus_argument == "synthetic"
+            listed["flac"] = [small_flac(self.corpus.waveforms[row]) if heard else "" for row in worst["row"]]
+            found[kind] = {"clips": len(rows), "wrong": len(wrong), "worst": listed.to_dict("records")}
+        return found
 
     def false_accept_rate(
         self, experiment: str, others: corpora.Corpus, kept: float = 0.99, keywords_of: "Study | None" = None

@@ -4,12 +4,14 @@ One self-contained page: figures inside, a detector that listens, nothing from a
 """
 
 import base64
+import json
 import re
 import shutil
 from pathlib import Path
 from shlex import quote
 
 import pandas as pd
+from scipy.special import expit
 
 from kwslib import paths
 from kwslib.config import PROFILES
@@ -30,6 +32,10 @@ FOR = {
     "stream": ("A microphone", "stream", "--mic"),
     "smallest": ("The fewest bytes", "export", "--out detector.onnx"),
 }  # purpose -> for people, and the command to begin with
+WRONG = "mistakes.json"  # in a report's folder: what the clip model to take gets wrong, of ``Study.mistakes``
+_CLIP = {"word": str, "speaker": str, "score": int | float, "alike": int, "alike_clips": int, "flac": str}
+_KIND = {"clips": int, "wrong": int, "worst": [_CLIP]}  # ``alike``: of the same speaker, or word, so many are wrong
+MISTAKES = {"experiment": str, "seed": int, "threshold": int | float, "missed": _KIND, "accepted": _KIND}
 NOTEBOOKS = ("01_split_and_baseline", "02_streaming", "03_kd", "04_attention_kd", "05_quant_fp16", "06_plots")
 
 
@@ -96,6 +102,7 @@ def render(study: str, folder: Path, still: str = "") -> str:
         findings=tables.findings(clips),
         bar=tables.BAR,
         playing=playing,
+        mistakes=_mistakes(folder / WRONG),
         player="" if playing is None else player.html(playing),
         explored=tables.explored(found, summary, points, way_home),
         explore=(Path(__file__).parent / "explore.js").read_text("utf-8"),
@@ -114,6 +121,24 @@ def _of_clips(summary: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
     """Without the models that have a decision made on streams: those are judged on streams alone. All, if all have."""
     others = summary.drop(index=set(points["experiment"])) if len(points) else summary
     return others if len(others) else summary
+
+
+def _mistakes(file: Path) -> dict | None:
+    """What is in ``mistakes.json``, a probability beside each score; nothing where there is no file.
+
+    Raises:
+        RecordError: it is damaged.
+    """
+    if not file.exists():
+        return None
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        found = None
+    records.require(found, MISTAKES, file)
+    for clip in (found, *found["missed"]["worst"], *found["accepted"]["worst"]):
+        clip["probability"] = f"{tables.percent(expit(clip.get('score', found['threshold'])))} %"
+    return found
 
 
 def models(chosen: dict[str, dict], summary: pd.DataFrame) -> list[dict]:
@@ -298,7 +323,7 @@ def publish(study: str) -> None:
     for part in ("records", "figures"):
         shutil.copytree(source / part, target / part)
     shutil.copy(source / "results.csv", target / "results.csv")
-    for extra in ("sweep.csv", "people.json"):
+    for extra in ("sweep.csv", "people.json", WRONG):
         if (source / extra).exists():
             shutil.copy(source / extra, target / extra)
     executed_ones = sorted((source / "notebooks").glob("0*.ipynb"))
