@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from kwslib import paths
 from kwslib.results.records import pareto
-from kwslib.results.tables import verdict
+from kwslib.results.tables import COST_LABELS, QUALITY_LABELS, over_seeds, verdict
 
 STYLE = {
     "figure.dpi": 110, "figure.constrained_layout.use": True, "font.size": 10, "axes.grid": True, "grid.alpha": 0.25,
@@ -30,17 +30,6 @@ LOOKS = {  # colour and marker of each precision, as in explore.js; told apart b
 DASHES = ("-", "--", "-.", ":")  # of lines, beside the colours
 VERDICTS = {"better": ("#0072b2", "o"), "worse": ("#d55e00", "X"), "no clear difference": ("#777777", ".")}
 MOST_LABELS = 20  # points of a plot that all get their names; of more, only the front
-COST_LABELS = {
-    "macs_per_clip": ("MACs per 1-s clip", 1.0),
-    "detector_macs_per_clip": ("MACs per 1-s clip of the whole detector, log-mels included", 1.0),
-    "state_dict_bytes": ("size of torch.save(state_dict), kB", 1e-3),
-    "weights_bytes": ("weights alone, kB", 1e-3),
-    "compact_bytes": ("size of the compact file, kB", 1e-3),
-}
-QUALITY_LABELS = {  # with the columns of the range that is drawn
-    "au_fa_fr": ("test AU-FA-FR, lower is better", "seed_low", "seed_high"),
-    "people_miss": ("share of keywords of people missed at 1 % FA", "people_miss_low", "people_miss_high"),
-}
 
 
 def _figure(
@@ -162,17 +151,44 @@ def learning_curves(records: Sequence[dict], experiments: Sequence[str]) -> Figu
 
 
 def fa_fr_curves(records: Sequence[dict], experiments: Sequence[str]) -> Figure:
-    """FR against FA on test, one thin line per seed: the area below it is the metric."""
-    figure, ((ax,),) = _figure()
-    for i, name in enumerate(experiments):
-        for record in (r for r in records if r["experiment"] == name):
-            curve = record["metrics"]["curve"]
-            ax.step(curve["fa"], curve["fr"], where="post", **_line(i), lw=1.2, alpha=0.8,
-                    label=name if record["seed"] == 0 else None)  # fmt: skip
+    """FR against FA on test, mean and range of the seeds: the area below it is the metric."""
+    figure, ((ax,),) = _figure(size=(7.5, 4.0))
+    runs = {name: [r["metrics"]["curve"] for r in records if r["experiment"] == name] for name in experiments}
+    curves = {name: [(curve["fa"], curve["fr"]) for curve in seeds] for name, seeds in runs.items()}
+    fa, fr = (max((max(run[key]) for seeds in runs.values() for run in seeds), default=1.0) for key in ("fa", "fr"))
     ax.set_xscale("symlog", linthresh=1e-3)
-    ax.set(xlim=(0, None), xlabel="FA: false acceptances / all clips", ylabel="FR: false rejections / all clips")
-    ax.legend(frameon=False, fontsize=8)
+    ax.set(yscale="log", xlabel="FA: false acceptances / all clips", ylabel="FR: false rejections / all clips")
+    _falling(ax, curves, fa, 0.01 * (1 - fr), "1 % of other words")  # at the first threshold all keywords are rejected
     return figure
+
+
+def _falling(ax, curves: dict[str, list[tuple]], last: float, asked: float, said: str) -> None:
+    """For each name the mean of its seeds, whose steps fall, and their range; names at the ends; what is asked.
+
+    Args:
+        curves: name -> for each seed (x, y), by rising x.
+        last: x where the figure ends.
+        asked, said: x of the rate that is asked, and its name.
+    """
+    bands = {name: over_seeds(seeds, last) for name, seeds in curves.items() if seeds}
+    floor = _floor(np.concatenate([[0], *(values for _, *band in bands.values() for values in band)]))
+    for i, (x, *band) in enumerate(bands.values()):
+        low, mean, high = np.maximum(band, floor)
+        marks = {"marker": [*LOOKS.values()][i % len(LOOKS)][1], "ms": 5, "markevery": 0.12}
+        ax.step(x, mean, where="post", lw=1.5, **_line(i), **marks)
+        ax.fill_between(x, low, high, step="post", color=_line(i)["color"], alpha=0.15, lw=0)
+    ax.axvline(asked, color="#b03030", ls="--", lw=1)
+    beside = {"textcoords": "offset points", "fontsize": 8, "annotation_clip": False}
+    where = {"xycoords": ax.get_xaxis_transform(), "xytext": (3, -3), "va": "top", "color": "#b03030"}
+    ax.annotate(f"asked: {said}", (asked, 1), **beside, **where)
+    ax.set(xlim=(0, last), ylim=(floor, None))
+    ax.figure.draw_without_rendering()  # settles where the lines end; their names stand above each other
+    taken = -np.inf
+    for y, name, i in sorted((max(mean[-1], floor), name, i) for i, (name, (*_, mean, _)) in enumerate(bands.items())):
+        height = ax.transData.transform((last, y))[1] * 72 / ax.figure.dpi
+        taken = max(height, taken + 11)
+        arrow = {"arrowstyle": "-", "lw": 1.2, "relpos": (0, 0.5), "shrinkB": 0, **_line(i)}
+        ax.annotate(name, (last, y), xytext=(22, taken - height), va="center", arrowprops=arrow, **beside)
 
 
 def gains(summary: pd.DataFrame) -> Figure:
@@ -262,11 +278,7 @@ def sweep(trials: pd.DataFrame) -> Figure:
 
 
 def heat_maps(tables: Sequence[pd.DataFrame], titles: Sequence[str], x_label: str, y_label: str) -> Figure:
-    """AU-FA-FR over two settings, in units of 1e-5, one picture per table, all with the same colours.
-
-    Args:
-        tables: (settings of y, settings of x), areas; index and columns are the settings.
-    """
+    """AU-FA-FR ×1e5 over two settings, index and columns of each table; one picture per table, of the same colours."""
     figure, axes = _figure(1, len(tables), size=(4.2 * len(tables), 3.2))
     values = [table.to_numpy(float) * 1e5 for table in tables]
     lowest, highest = min(v.min() for v in values), max(v.max() for v in values)
@@ -301,13 +313,7 @@ def pictures(arrays: Sequence[np.ndarray], titles: Sequence[str], columns: int =
 
 
 def attention_maps(maps: dict[str, np.ndarray], titles: Sequence[str], step_s: float) -> Figure:
-    """Attention weights over time of several models on the same clips.
-
-    Args:
-        maps: model name -> (clips, S) weights.
-        titles: one for each clip.
-        step_s: seconds from one step to the next.
-    """
+    """Attention weights, (clips, S) of each model, with a title for each clip; steps are ``step_s`` seconds apart."""
     figure, axes = _figure(1, len(titles), size=(3.0 * len(titles), 2.6), sharey=True)
     for i, (ax, title) in enumerate(zip(axes[0], titles, strict=True)):
         for name, weights in maps.items():
@@ -352,28 +358,26 @@ def stream_track(
     return figure
 
 
-def trade_off(points: dict[str, list[tuple[np.ndarray, np.ndarray]]], hours: float, most_fa_per_h: float) -> Figure:
-    """Miss rate against false alarms per hour (detection error trade-off), one thin line per seed.
+def trade_off(
+    points: dict[str, list[tuple[np.ndarray, np.ndarray]]], hours: float, most_fa_per_h: float, asked_fa_per_h: float
+) -> Figure:
+    """Miss rate against false alarms per hour (detection error trade-off), mean and range of the seeds.
 
     Args:
         points: name -> for each seed (false alarms per hour, miss rates), by falling threshold.
         hours: of stream without keyword; below one alarm in that time the rate is not known.
         most_fa_per_h: where the figure ends.
+        asked_fa_per_h: what the decisions were made for; marked.
     """
-    figure, ((ax,),) = _figure(size=(7.5, 4.0))
-    curves = [np.asarray(miss)[np.asarray(fa) <= most_fa_per_h] for seeds in points.values() for fa, miss in seeds]
-    floor = 100 * _floor(np.concatenate([[1.0], *curves]))
-    for i, (name, curves) in enumerate(points.items()):
-        for seed, (fa_per_h, miss_rate) in enumerate(curves):
-            ax.step(fa_per_h, np.maximum(100 * np.asarray(miss_rate), floor), where="post", lw=1.2, **_line(i),
-                    alpha=0.8, label=name if seed == 0 else None)  # fmt: skip
+    figure, ((ax,),) = _figure(size=(8.5, 4.4))
+    percent = {name: [(fa, 100 * np.asarray(miss)) for fa, miss in seeds] for name, seeds in points.items()}
     ax.axvspan(0, 1 / hours, color="0.5", alpha=0.12, lw=0)
     ax.set_xscale("symlog", linthresh=max(0.25, 1 / hours))
-    ax.set(xlim=(0, most_fa_per_h), yscale="log", ylim=(floor, 105), ylabel="keywords missed, %",
+    ax.set(yscale="log", ylabel="keywords missed, %; 0 at the lower edge",
            xlabel=f"false alarms per hour (shaded: fewer than one in the {hours:.1f} h heard)")  # fmt: skip
     ax.xaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_major_formatter("{x:g}")
-    ax.legend(frameon=False, fontsize=8)
+    _falling(ax, percent, most_fa_per_h, asked_fa_per_h, f"{asked_fa_per_h:g} per hour")
     return figure
 
 

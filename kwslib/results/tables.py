@@ -1,5 +1,8 @@
 """Results as people read them: numbers and tables made from records; beside ours, what the five reports published."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import pandas as pd
 
 from kwslib import paths
@@ -20,6 +23,17 @@ QUALITIES = (  # the same, and the ends of its interval; lower is better
     ("stream_miss", "missed in test streams, %", 100, "stream_low", "stream_high"),
     ("people_miss", "people: misses at 1 % FA, %", 100, "people_miss_low", "people_miss_high"),
 )
+COST_LABELS = {  # of the figures: what an axis says, unit
+    "macs_per_clip": ("MACs per 1-s clip", 1.0),
+    "detector_macs_per_clip": ("MACs per 1-s clip of the whole detector, log-mels included", 1.0),
+    "state_dict_bytes": ("size of torch.save(state_dict), kB", 1e-3),
+    "weights_bytes": ("weights alone, kB", 1e-3),
+    "compact_bytes": ("size of the compact file, kB", 1e-3),
+}
+QUALITY_LABELS = {  # with the columns of the range that is drawn
+    "au_fa_fr": ("test AU-FA-FR, lower is better", "seed_low", "seed_high"),
+    "people_miss": ("share of keywords of people missed at 1 % FA", "people_miss_low", "people_miss_high"),
+}
 
 
 def area(value: float) -> str:
@@ -224,6 +238,22 @@ def findings(summary: pd.DataFrame) -> dict[str, list[str]]:
     if above:
         failed.append(f"Above the reports' bar of {area(BAR)}e-5 (AU-FA-FR ×1e5): {', '.join(above)}.")
     return {"worked": worked, "failed": failed}
+
+
+def over_seeds(curves: Sequence[tuple], last: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Curves that fall in steps, as one: each x of any of them up to ``last``, and least, mean and largest y there.
+
+    Args:
+        curves: for each seed (x, y), by rising x; where one has several y at an x, the last counts.
+
+    >>> x, low, mean, high = over_seeds([([0, 2], [0.8, 0.2]), ([0, 0, 1], [0.9, 0.4, 0.0])], last=3)
+    >>> x.tolist(), low.tolist(), mean.round(2).tolist(), high.tolist()
+    ([0, 1, 2, 3], [0.4, 0.0, 0.0, 0.0], [0.6, 0.4, 0.1, 0.1], [0.8, 0.8, 0.2, 0.2])
+    """
+    x = np.unique(np.concatenate([[last], *(at for at, _ in curves)]))
+    x = x[x <= last]
+    y = np.stack([np.asarray(fell)[np.maximum(np.searchsorted(at, x, "right") - 1, 0)] for at, fell in curves])
+    return x, y.min(0), y.mean(0), y.max(0)
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -1,6 +1,9 @@
+import itertools
+
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 from kwslib.results import plots
 
@@ -44,7 +47,34 @@ def test_gains_stand_sorted_in_groups_and_stream_models_elsewhere():
 
 def test_misses_have_a_log_axis_and_zeros_stand_at_its_end():
     lines = {"a": [([0.0, 2.0, 30.0], [0.5, 0.02, 0.001])], "b": [([0.0, 1.0, 50.0], [0.3, 0.0, 0.0])]}
-    (ax,) = plots.trade_off(lines, 3.0, 20.0).axes
+    (ax,) = plots.trade_off(lines | {"all failed": []}, 3.0, 20.0, 0.5).axes
     assert ax.get_yscale() == "log" and ax.get_ylim()[0] == pytest.approx(2.0 / 3)
     assert min(ax.lines[1].get_ydata()) == ax.get_ylim()[0]
-    assert ax.lines[0].get_linestyle() != ax.lines[1].get_linestyle()
+    looks = [(line.get_linestyle(), line.get_marker()) for line in ax.lines[:2]]
+    assert looks[0][0] != looks[1][0] and looks[0][1] != looks[1][1]  # whoever sees no colours tells them apart
+
+
+def test_seeds_are_a_mean_in_their_range_named_where_it_ends_and_the_asked_rate_is_marked():
+    seeds = [([0.0, 2.0], [0.5, 0.1]), ([0.0, 1.0, 30.0], [0.3, 0.2, 0.0])]
+    near = [([0.0, 3.0], [0.4, 0.151])]
+    (ax,) = plots.trade_off({"far": [([0.0], [1.0])], "of two": seeds, "near": near}, 3.0, 20.0, 0.5).axes
+    mean, band = ax.lines[1], ax.collections[1].get_paths()[0].vertices
+    assert dict(zip(mean.get_xdata(), mean.get_ydata(), strict=True)) == pytest.approx({0: 40, 1: 35, 2: 15, 20: 15})
+    corners = {(0, 30), (0, 50), (1, 50), (1, 20), (2, 10), (2, 20), (20, 10), (20, 20)}
+    assert {(x, round(y)) for x, y in band} >= corners
+    (asked,) = [line for line in ax.lines if line.get_xdata()[0] == line.get_xdata()[-1]]
+    assert asked.get_xdata()[0] == 0.5
+    names = {text.get_text(): text for text in ax.texts}
+    assert set(names) == {"asked: 0.5 per hour", "far", "of two", "near"}
+    ax.figure.draw_without_rendering()
+    boxes = sorted((Text.get_window_extent(names[name]) for name in ("far", "of two", "near")), key=lambda box: box.y0)
+    assert all(above.y0 >= below.y1 for below, above in itertools.pairwise(boxes))  # none is written over another
+
+
+def test_the_curve_of_clips_marks_one_percent_of_the_other_words():
+    curve = {"fa": [0.0, 0.0, 0.004, 0.2, 0.8], "fr": [0.2, 0.1, 0.05, 0.0, 0.0]}
+    (ax,) = plots.fa_fr_curves([{"experiment": "baseline", "seed": 0, "metrics": {"curve": curve}}], ["baseline"]).axes
+    drawn = dict(zip(ax.lines[0].get_xdata(), ax.lines[0].get_ydata(), strict=True))
+    assert drawn[0.0] == 0.1 and drawn[0.004] == 0.05 and drawn[0.2] == ax.get_ylim()[0]
+    assert ax.lines[1].get_xdata()[0] == pytest.approx(0.01 * 0.8)  # four fifths are other words
+    assert plots.fa_fr_curves([], ["baseline"]).axes
