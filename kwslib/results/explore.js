@@ -58,6 +58,26 @@ function facts(row, data) {
   return said.filter(([, text]) => text);
 }
 
+/* A straight line from one end to the other, of values on a log axis. */
+const scale = (from, to, start, end) => value => start + Math.log(value / from) / Math.log(to / from) * (end - start);
+
+/* A learning curve as SVG: the mean of the seeds in their range, by epoch. A 0 stands at a hundredth. */
+function learning([epochs, ...curves]) {
+  const [low, mean, high] = curves.map(values => values.map(value => Math.max(value, 0.01)));
+  const ends = [Math.min(...low) / 1.2, Math.max(...high) * 1.2], last = epochs[epochs.length - 1];
+  const px = epoch => 40 + 310 * (last > 1 ? (epoch - 1) / (last - 1) : 0.5), py = scale(...ends, 140, 20);
+  const points = values => values.map((value, i) => px(epochs[i]).toFixed(1) + " " + py(value).toFixed(1));
+  const write = (x, y, words, anchor) => `<text x="${x}" y="${y}" text-anchor="${anchor}" fill="#4a5563">${words}</text>`;
+  return `<svg class="learned" viewBox="0 0 360 178" role="img" aria-label="Learning curve: val AU-FA-FR, times 1e-5, of
+    ${number(mean[0])} after the first epoch and ${number(mean[mean.length - 1])} after ${last}">` +
+    ticks(...ends).map(value => `<path d="M40 ${py(value)}H350" stroke="#e6eaef"/>` +
+      write(34, py(value) + 4, number(value), "end")).join("") +
+    `<path d="M${points(low).concat(points(high).reverse()).join("L")}Z" fill="#0072b2" opacity=".2"/>
+    <path d="M${points(mean).join("L")}" fill="none" stroke="#0072b2" stroke-width="2"/>` +
+    [...new Set([1, Math.ceil(last / 2), last])].map(epoch => write(px(epoch), 156, epoch, "middle")).join("") +
+    write(195, 174, "epoch", "middle") + write(0, 12, "val AU-FA-FR, ×1e-5: mean and range of the seeds", "start") + "</svg>";
+}
+
 /* Draws into the element of the page that has controls, an svg, places for a hint and for an experiment. */
 function draw(element, data) {
   const all = rows(data), byName = Object.fromEntries(all.map(row => [row.name, row]));
@@ -79,8 +99,6 @@ function draw(element, data) {
       .filter(([, value], i) => known(value) && (i || y === "au_fa_fr"));
     const heights = [...drawn.map(row => row[y]), ...bars.map(bar => bar[1])].filter(value => value > 0);
     const zeros = drawn.some(row => row[y] <= 0), least = Math.min(...heights), floor = zeros ? least / 2 : least;
-    const scale = (from, to, start, end) =>
-      value => start + Math.log(value / from) / Math.log(to / from) * (end - start);
     const costs = drawn.map(row => row[x]), xEnds = [Math.min(...costs) / 1.25, Math.max(...costs) * 1.25];
     const yEnds = [floor / 1.3, Math.max(...heights) * 1.3];
     const px = scale(...xEnds, left, right), within = scale(...yEnds, bottom, top);
@@ -143,7 +161,7 @@ function draw(element, data) {
     panel.innerHTML = `<button type="button" aria-label="Close">×</button><h3>${row.name}</h3>
       <p>${clean(row.note)}${row.note ? "; " : ""}${row.technique}, ${clean(row.precision)}${control}.</p>
       <dl>${facts(row, data).map(([label, text]) => `<div><dt>${clean(label)}</dt><dd>${clean(text)}</dd></div>`).join("")}</dl>
-      <ul>${row.files.map(file => {
+      ${row.learned ? learning(row.learned) : ""}<ul>${row.files.map(file => {
         const [, label, seed] = file.match(/(.*-seed(.*))\./);
         return `<li>seed ${seed}: ${link(`records/${label}.json`, "record")}, ${link(data.home + file, file)}</li>`;
       }).join("")}</ul>`;
@@ -192,5 +210,5 @@ function draw(element, data) {
   follow();
 }
 
-return { rows, pareto, shown, matches, ticks, facts, draw, LOOKS };
+return { rows, pareto, shown, matches, ticks, facts, learning, draw, LOOKS };
 })();

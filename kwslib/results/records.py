@@ -55,6 +55,7 @@ FORM = {
         **dict.fromkeys(("params", "macs_per_clip", "state_dict_bytes", "weights_bytes"), int),
         **dict.fromkeys(("macs_per_second?", "compact_bytes?"), MEASURED),
     },
+    "history?": {"epoch?": [int], "val_au_fa_fr?": [NUMBER]},
     "run": {"wall_s": NUMBER, **dict.fromkeys((f"{key}?" for key in LATENCIES), MEASURED)},
     "checkpoint?": {"sha256?": str},
     "recipe?": {"after?": [{"class": str}]},

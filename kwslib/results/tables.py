@@ -285,12 +285,32 @@ def explored(found: list[dict], summary: pd.DataFrame, points: pd.DataFrame, way
     x, y = ([axis for axis in axes if table[axis[0]].notna().any()] for axes in (COSTS, QUALITIES))
     columns = ["note", "technique", "precision", "control", "gain", "gain_low", "gain_high"]
     columns += [key for axis, _, _, *ends in (*x, *y) for key in (axis, *ends)]
-    files: dict[str, list[str]] = {}
+    runs: dict[str, list[dict]] = {}
     for r in found:
-        files.setdefault(r["experiment"], []).append(published_file(r))
-    rows = [[name, *map(_plain, row), files[name]] for name, *row in table[columns].itertuples(name=None)]
-    given = {"columns": ["name", *columns, "files"], "rows": rows, "x": x, "y": y}
+        runs.setdefault(r["experiment"], []).append(r)
+    rows = [
+        [name, *map(_plain, row), learned(runs[name]), list(map(published_file, runs[name]))]
+        for name, *row in table[columns].itertuples(name=None)
+    ]
+    given = {"columns": ["name", *columns, "learned", "files"], "rows": rows, "x": x, "y": y}
     return given | {"bar": BAR, "home": f"{way_home}/"}
+
+
+def learned(runs: list[dict], most: int = 20) -> list[list] | None:
+    """The learning curve of an experiment: epochs, and the least, mean and largest val AU-FA-FR of the seeds, ×1e5.
+
+    Thinned to ``most`` epochs, the first and the last among them; nothing where nothing was trained.
+
+    >>> learned([{"history": {"val_au_fa_fr": areas}} for areas in ([4e-5, 2e-5, 1e-5], [6e-5, 0, 0])], most=2)
+    [[1, 3], [4.0, 0.0], [5.0, 0.5], [6.0, 1.0]]
+    """
+    areas = [r.get("history", {}).get("val_au_fa_fr", []) for r in runs]
+    n = min(map(len, areas))
+    if n == 0:
+        return None
+    kept = np.unique(np.linspace(0, n - 1, most).round().astype(int))
+    values = 1e5 * np.array([area[:n] for area in areas])[:, kept]
+    return [(kept + 1).tolist(), *(of(values, axis=0).round(2).tolist() for of in (np.min, np.mean, np.max))]
 
 
 def _plain(value: object) -> object:

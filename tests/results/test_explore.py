@@ -1,6 +1,7 @@
 """The plot to explore: its JavaScript in an engine against Python, the page in a browser if there is one."""
 
 import json
+import math
 import re
 
 import browser
@@ -91,6 +92,26 @@ def test_facts_are_those_of_the_summary(study, engine):
     assert "missed in test streams, %" in of_stream and not any("gained" in label for label in of_stream)
 
 
+def test_a_learning_curve_is_that_of_the_records_and_stands_at_its_places(study, engine):
+    found, _, _ = study
+    epochs, low, mean, high = ask(engine, "all.find(row => row.name === 'a1-kd').learned")
+    histories = [r["history"]["val_au_fa_fr"] for r in found if r["experiment"] == "a1-kd"]
+    assert len(histories) == 3 and (epochs[0], epochs[-1]) == (1, len(histories[0])) and len(epochs) == 20
+    for i, epoch in enumerate(epochs):
+        there = [1e5 * history[epoch - 1] for history in histories]
+        assert (low[i], mean[i], high[i]) == pytest.approx((min(there), sum(there) / 3, max(there)), abs=0.0051)
+    assert ask(engine, "all.find(row => row.name === 'a1-kd-int8').learned") is None  # nothing was trained
+
+    drawn = engine.eval("kwsExplore.learning([[1, 11], [1, 0], [10, 1], [100, 1]])")
+    (line,) = re.findall(r'd="M([^"Z]*)" fill="none"', drawn)
+    (x, y), (to_x, to_y) = ([float(value) for value in point.split()] for point in line.split("L"))
+    assert (x, to_x) == (40, 350)
+    decades = math.log10(100 * 1.2 / (0.01 / 1.2))
+    assert to_y - y == pytest.approx(120 / decades, abs=0.1)  # a tenth is one decade down; a 0 is a hundredth
+    assert ">11<" in drawn and ">epoch<" in drawn and "NaN" not in drawn
+    assert "NaN" not in engine.eval("kwsExplore.learning([[1], [0], [0], [0]])")
+
+
 def test_looks_are_those_of_the_figures(engine):
     assert ask(engine, "kwsExplore.LOOKS") == {name: list(look) for name, look in plots.LOOKS.items()}
 
@@ -107,7 +128,7 @@ def test_the_page_holds_valid_data_once_and_stays_small(study):
         for file in row[-1]:
             assert (FOLDER / given["home"] / file).exists(), file
             assert (FOLDER / "records" / f"{file.rpartition('.')[0]}.json").exists()
-    assert len(data) < 150_000 and len(CODE.encode()) <= 12_000 and len(html) < 3_000_000
+    assert len(data) < 150_000 and len(CODE.encode()) <= 14_000 and len(html) < 3_000_000
 
 
 def test_text_of_records_cannot_leave_its_place(study):
@@ -151,6 +172,7 @@ def test_in_a_browser_points_speak_and_open(study, tmp_path, width):
             see(opened, f"document.activeElement.dispatchEvent({PRESSED.format(key)})")
         opened.until("!document.querySelector('#explore .panel').hidden")
         title = "document.querySelector('#explore .panel h3').textContent"
+        assert opened.run("document.querySelectorAll('#explore .panel svg.learned path').length") > 3
         assert before == "baseline" and opened.run(f"location.hash === '#experiment-' + {title}")
         see(opened, "document.querySelector('#explore .panel button').click()")
         opened.until("document.activeElement.matches('#explore g')")
