@@ -163,7 +163,8 @@ function draw(element, data) {
       <dl>${facts(row, data).map(([label, text]) => `<div><dt>${clean(label)}</dt><dd>${clean(text)}</dd></div>`).join("")}</dl>
       ${row.learned ? learning(row.learned) : ""}<ul>${row.files.map(file => {
         const [, label, seed] = file.match(/(.*-seed(.*))\./);
-        return `<li>seed ${seed}: ${link(`records/${label}.json`, "record")}, ${link(data.home + file, file)}</li>`;
+        return `<li>seed ${seed}: ${link(`${data.records}${label}.json`, "record")}${
+          data.home ? ", " + link(data.home + file, file) : ""}</li>`;
       }).join("")}</ul>`;
     panel.hidden = false;
     panel.focus({ preventScroll: true });
@@ -210,5 +211,12 @@ function draw(element, data) {
   follow();
 }
 
-return { rows, pareto, shown, matches, ticks, facts, learning, draw, LOOKS };
+/* Draws into the explorer of this page, which is hidden where nothing can draw. */
+function start() {
+  const element = document.getElementById("explore");
+  element.hidden = false;
+  draw(element, JSON.parse(document.getElementById("explored").textContent));
+}
+
+return { rows, pareto, shown, matches, ticks, facts, learning, draw, start, LOOKS };
 })();

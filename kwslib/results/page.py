@@ -63,10 +63,6 @@ def render(study: str, folder: Path, still: str = "") -> str:
     summary, points = records.summary(found, people=people), records.stream_points(found)
     clips = _of_clips(summary, points)
     playing = player.kept(folder)
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    look = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True}
-    template = Environment(loader=PackageLoader("kwslib.results", "."), **look).get_template("page.html.j2")
     svgs = {svg.stem: base64.b64encode(svg.read_bytes()).decode() for svg in sorted((folder / "figures").glob("*.svg"))}
     said, executed = [], lambda name: folder / "notebooks" / f"{name}.html"
     if not points.empty:
@@ -79,7 +75,7 @@ def render(study: str, folder: Path, still: str = "") -> str:
     published_one = folder.parent.name == "reference"
     home = f"checkpoints/{'reference/' if published_one else ''}{study}"
     way_home = "../../" + "../" * published_one + home
-    return template.render(
+    return _template("page.html.j2").render(
         study=study,
         still=still,
         first=found[0],
@@ -104,8 +100,8 @@ def render(study: str, folder: Path, still: str = "") -> str:
         playing=playing,
         mistakes=_mistakes(folder / WRONG),
         player="" if playing is None else player.html(playing),
-        explored=tables.explored(found, summary, points, way_home),
-        explore=(Path(__file__).parent / "explore.js").read_text("utf-8"),
+        explored=tables.explored(found, summary, points, f"{way_home}/"),
+        explore=_explore_js(),
         synthetic=_is_synthetic(found[0]),
         figures={name: f"data:image/svg+xml;base64,{content}" for name, content in svgs.items()},
         notebooks=[name for name in (*NOTEBOOKS, *APPENDICES) if name == NOTEBOOKS[-1] or executed(name).exists()],
@@ -115,6 +111,29 @@ def render(study: str, folder: Path, still: str = "") -> str:
         area=tables.area,
         times=tables.times,
     )
+
+
+def explorer(study: str):
+    """The plot to explore of the report, to be shown in a notebook; it also works in the HTML exported from it."""
+    from IPython.display import HTML
+
+    found = records.load(study)
+    summary = records.summary(found, people=records.people(paths.reports(study)))
+    points = records.stream_points(found)
+    explored = tables.explored(found, summary, points, home="", to_records="../records/")  # as seen from notebooks/
+    drawn = _template("explore.html.j2").render(explored=explored, summary=summary)
+    return HTML(f"{drawn}\n<script>\n{{\n{_explore_js()}\nkwsExplore.start();\n}}\n</script>")
+
+
+def _template(name: str):
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    look = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True}
+    return Environment(loader=PackageLoader("kwslib.results", "."), **look).get_template(name)
+
+
+def _explore_js() -> str:
+    return (Path(__file__).parent / "explore.js").read_text("utf-8")
 
 
 def _of_clips(summary: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:

@@ -276,8 +276,14 @@ def published_file(record: dict) -> str:
     return f"{paths.label(record['experiment'], record['seed'])}.{'kws' if compact else 'pt'}"
 
 
-def explored(found: list[dict], summary: pd.DataFrame, points: pd.DataFrame, way_home: str) -> dict:
-    """What ``explore.js`` draws, as plain values: a row per experiment, axes that any of them has, where files are."""
+def explored(
+    found: list[dict], summary: pd.DataFrame, points: pd.DataFrame, home: str, to_records: str = "records/"
+) -> dict:
+    """What ``explore.js`` draws, as plain values: a row per experiment, and axes that any of them has.
+
+    Args:
+        home, to_records: ways from the page to checkpoints, none if empty, and to records.
+    """
     table = summary.assign(stream_miss=None, stream_low=None, stream_high=None)
     if len(points):  # of each run the mean over streams; from there mean and range over seeds
         missed = decided(points).groupby(["experiment", "seed"])["miss_rate"].mean().groupby("experiment")
@@ -293,7 +299,7 @@ def explored(found: list[dict], summary: pd.DataFrame, points: pd.DataFrame, way
         for name, *row in table[columns].itertuples(name=None)
     ]
     given = {"columns": ["name", *columns, "learned", "files"], "rows": rows, "x": x, "y": y}
-    return given | {"bar": BAR, "home": f"{way_home}/"}
+    return given | {"bar": BAR, "home": home, "records": to_records}
 
 
 def learned(runs: list[dict], most: int = 20) -> list[list] | None:

@@ -8,7 +8,7 @@ import browser
 import pytest
 
 from kwslib import paths
-from kwslib.results import plots, records, tables
+from kwslib.results import page, plots, records, tables
 
 py_mini_racer = pytest.importorskip("py_mini_racer")
 STUDY = "speech_commands_part-happy-speaker"
@@ -141,6 +141,14 @@ def test_text_of_records_cannot_leave_its_place(study):
     assert "<" not in written and json.loads(written)["rows"][0][1] == text
 
 
+def test_a_notebook_holds_the_same_plot_and_asks_for_nothing(study, monkeypatch):
+    monkeypatch.setenv("KWS_HOME", str(paths.ROOT))
+    shown = page.explorer(f"reference/{STUDY}").data
+    (data,) = re.findall(r'<script type="application/json" id="explored">(.*?)</script>', shown, flags=re.DOTALL)
+    assert json.loads(data) == json.loads(json.dumps(tables.explored(*study, "", "../records/")))
+    assert CODE in shown and "http" not in shown and "src=" not in shown and len(shown) < 150_000
+
+
 PRESSED = "new KeyboardEvent('keydown', {{ key: '{}', bubbles: true }})"
 CHANGED = "s.dispatchEvent(new Event('input', { bubbles: true }))"
 POINT = "document.querySelector('#explore g[data-name=\"{}\"]')"
@@ -197,6 +205,22 @@ def test_in_a_browser_points_speak_and_open(study, tmp_path, width):
                 see(opened, f"(s => {{ s.selectedIndex = {i}; {CHANGED} }})({select})")
                 assert not opened.run("document.querySelector('#explore svg').innerHTML.includes('NaN')")
         assert opened.errors == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_in_an_exported_notebook_it_works_without_a_kernel(study, tmp_path, width):
+    clips = (study[1]["technique"] != "stream").sum()
+    with browser.Page(FOLDER / "notebooks" / "06_plots.html", tmp_path / "profile", width=width) as opened:
+        opened.until(f"document.querySelectorAll('#explore g').length === {clips}")
+        see(opened, f"{POINT.format('a1-kd')}.dispatchEvent(new MouseEvent('click', {{ bubbles: true }}))")
+        opened.until("document.querySelectorAll('#explore .panel svg.learned').length === 1")
+        records_of = opened.run("[...document.querySelectorAll('#explore .panel li a')].map(a => a.href)")
+        assert records_of == [(FOLDER / "records" / f"a1-kd-seed{seed}.json").as_uri() for seed in range(3)]
+        assert opened.run("document.documentElement.scrollWidth") <= width
+        mine = [error for error in opened.errors if "cdnjs" not in error and "Failed to load" not in error]
+        assert mine == []  # nbconvert asks for MathJax
 
 
 @pytest.mark.slow
