@@ -179,8 +179,8 @@ def _falling(ax, curves: dict[str, list[tuple]], last: float, asked: float, said
         ax.fill_between(x, low, high, step="post", color=_line(i)["color"], alpha=0.15, lw=0)
     ax.axvline(asked, color="#b03030", ls="--", lw=1)
     beside = {"textcoords": "offset points", "fontsize": 8, "annotation_clip": False}
-    where = {"xycoords": ax.get_xaxis_transform(), "xytext": (3, -3), "va": "top", "color": "#b03030"}
-    ax.annotate(f"asked: {said}", (asked, 1), **beside, **where)
+    where = {"xycoords": ax.get_xaxis_transform(), "xytext": (3, 4), "va": "bottom", "color": "#b03030"}
+    ax.annotate(f"asked: {said}", (asked, 0), **beside, **where)
     ax.set(xlim=(0, last), ylim=(floor, None))
     ax.figure.draw_without_rendering()  # settles where the lines end; their names stand above each other
     taken = -np.inf
@@ -373,7 +373,7 @@ def trade_off(
     percent = {name: [(fa, 100 * np.asarray(miss)) for fa, miss in seeds] for name, seeds in points.items()}
     ax.axvspan(0, 1 / hours, color="0.5", alpha=0.12, lw=0)
     ax.set_xscale("symlog", linthresh=max(0.25, 1 / hours))
-    ax.set(yscale="log", ylabel="keywords missed, %; 0 at the lower edge",
+    ax.set(yscale="log", ylim=(1, 105), ylabel="keywords missed, %; 0 at the lower edge",
            xlabel=f"false alarms per hour (shaded: fewer than one in the {hours:.1f} h heard)")  # fmt: skip
     ax.xaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_major_formatter("{x:g}")

@@ -244,7 +244,7 @@ def over_seeds(curves: Sequence[tuple], last: float) -> tuple[np.ndarray, np.nda
     """Curves that fall in steps, as one: each x of any of them up to ``last``, and least, mean and largest y there.
 
     Args:
-        curves: for each seed (x, y), by rising x; where one has several y at an x, the last counts.
+        curves: for each seed (x, y), by rising x; of several y at an x the last counts, before the first x the first.
 
     >>> x, low, mean, high = over_seeds([([0, 2], [0.8, 0.2]), ([0, 0, 1], [0.9, 0.4, 0.0])], last=3)
     >>> x.tolist(), low.tolist(), mean.round(2).tolist(), high.tolist()
