@@ -24,10 +24,12 @@ function pareto(points, x, y) {
   return points.slice().sort((a, b) => a[x] - b[x] || a[y] - b[y]).filter(ahead).map(row => row.name);
 }
 
-/* Those with both and one of the techniques. Models with a decision for streams are judged on streams alone. */
-function shown(all, techniques, x, y) {
+/* Those with both and one of the techniques, of one report if it is named, as notes do. Models with a decision for
+   streams are judged on streams alone. */
+function shown(all, techniques, x, y, report = "") {
   const clips = all.filter(row => !known(row.stream_miss)), judged = y === "au_fa_fr" && clips.length ? clips : all;
-  return judged.filter(row => known(row[y]) && row[x] > 0 && techniques.includes(row.technique));
+  return judged.filter(row => known(row[y]) && row[x] > 0 && techniques.includes(row.technique) &&
+    (!report || new RegExp("reports? " + report).test(row.note)));
 }
 
 /* Whether every word that is searched for stands somewhere in what is said of an experiment. */
@@ -92,7 +94,7 @@ function draw(element, data) {
     const axis = name => data[name].find(([key]) => key === find(`[name=${name}]`).value);
     const [y, ySaid, yUnit, low, high] = axis("y"), [x, xSaid, xUnit] = axis("x"), text = find("[type=search]").value;
     const techniques = [...element.querySelectorAll(":checked[type=checkbox]")].map(box => box.value);
-    const drawn = shown(all, techniques, x, y).sort((a, b) => a[x] - b[x]);
+    const drawn = shown(all, techniques, x, y, find("[name=report]").value).sort((a, b) => a[x] - b[x]);
     const width = Math.max(280, painted), height = width < 500 ? 380 : 470;
     const left = 48, right = width - 12, top = 18, bottom = height - 42;
     const bars = [["the reports' bar", data.bar, "7 4"], ["baseline", (byName.baseline || {})[y], "2 3"]]

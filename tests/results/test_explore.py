@@ -63,6 +63,14 @@ def test_what_is_shown_is_what_was_asked_for(study, engine):
     assert shown([], "au_fa_fr") == shown(TECHNIQUES, "people_miss") == set()
 
 
+def test_of_a_report_what_its_notes_name_is_shown(study, engine):
+    _, summary, points = study
+    asked = f"kwsExplore.shown(all, {TECHNIQUES}, 'macs_per_clip', 'au_fa_fr', 'C').map(row => row.name)"
+    clips = summary.drop(index=set(points["experiment"]))
+    assert set(ask(engine, asked)) == {name for name, note in clips["note"].items() if re.search("reports? C", note)}
+    assert {"c1-kd", "c2-kd", "c1-prune-30", "baseline-int8"} <= set(ask(engine, asked))
+
+
 def test_a_search_finds_words_wherever_they_stand(study, engine):
     def found(text):
         return set(ask(engine, f"all.filter(row => kwsExplore.matches(row, {text!r})).map(row => row.name)"))
@@ -199,7 +207,7 @@ def test_in_a_browser_points_speak_and_open(study, tmp_path, width):
         assert opened.run("document.querySelector('#explore [role=status]').textContent").startswith(
             f"{pruned} of {len(technique)}"
         )
-        for axis in ("x", "y"):
+        for axis in ("report", "x", "y"):
             for i in range(opened.run(f"document.querySelector('[name={axis}]').options.length")):
                 select = f"document.querySelector('[name={axis}]')"
                 see(opened, f"(s => {{ s.selectedIndex = {i}; {CHANGED} }})({select})")
