@@ -241,25 +241,22 @@ def pruning(curves: dict[str, pd.DataFrame], bar: float) -> Figure:
 
 
 def latency(table: pd.DataFrame) -> Figure:
-    """Milliseconds of each runtime and precision, one panel per model and unit; whiskers are quartiles.
+    """Milliseconds of each runtime and precision: a marker per model, filled for a clip, open for a step.
 
     Args:
-        table: of ``kwslib.streaming.export.latency_ms``.
+        table: of ``kwslib.streaming.export.latency_ms``; whiskers are its quartiles.
     """
-    panels = list(table.groupby(level=["model", "unit"], sort=False))
-    columns = min(3, len(panels))
-    lines = -(-len(panels) // columns)
-    figure, axes = _figure(lines, columns, size=(1.5 + 2.6 * columns, 2.3 * lines), sharey=True)
-    for ax, ((model, unit), rows) in zip(axes.flat, panels, strict=False):
-        rows = rows.iloc[::-1]
-        names = [f"{runtime}, {precision}" for _, _, runtime, precision in rows.index]
-        spread = [rows["median"] - rows["q25"], rows["q75"] - rows["median"]]
-        colours = [LOOKS[precision][0] for *_, precision in rows.index]
-        ax.barh(names, rows["median"], xerr=spread, color=colours, ecolor="0.3", capsize=2)
-        ax.set_title(f"{model}, one {unit}", fontsize=9)
-        ax.set_xlabel("ms")
-    for ax in axes.flat[len(panels) :]:
-        ax.set_axis_off()
+    figure, ((ax,),) = _figure(size=(7.4, 3.6))
+    kinds, models = table.index.droplevel([0, 1]).unique()[::-1].tolist(), table.index.unique("model").tolist()
+    for (model, unit), rows in table.groupby(level=["model", "unit"], sort=False):
+        i, (colour, marker) = models.index(model), [*LOOKS.values()][models.index(model)]
+        y = [kinds.index(kind[2:]) + 0.22 * (len(models) / 2 - 0.5 - i) for kind in rows.index]
+        spread = (rows["median"] - rows["q25"], rows["q75"] - rows["median"])
+        looks = {"color": colour, "marker": marker, "mfc": colour if unit == "clip" else "white", "ls": "none", "ms": 5}
+        ax.errorbar(rows["median"], y, xerr=spread, **looks, elinewidth=1, label=f"{model}, one {unit}")
+    ax.set(xscale="log", xlabel="ms, median and quartiles", yticks=range(len(kinds)))
+    ax.set_yticklabels([", ".join(kind) for kind in kinds])
+    ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
@@ -384,17 +381,20 @@ def trade_off(
 def reliability(says: dict[str, tuple[np.ndarray, np.ndarray]], bins: int = 10) -> Figure:
     """How often the keyword is there where a model gives it a probability: on the diagonal it means what it says.
 
+    Below: how many keywords and other seconds there are of each probability.
+
     Args:
         says: name -> (probabilities, whether it is the keyword), each (N,).
     """
-    figure, ((ax,),) = _figure(size=(4.6, 4.0))
+    figure, ((ax,), (below,)) = _figure(2, size=(4.6, 5.0), sharex=True, height_ratios=(3, 1))
     ax.plot([0, 1], [0, 1], color="0.6", lw=1, ls="--")
     for i, (name, (share, is_keyword)) in enumerate(says.items()):
         which = np.minimum((share * bins).astype(int), bins - 1)
-        filled = [b for b in range(bins) if (which == b).sum() >= 5]  # of fewer, nothing can be said
-        x = [share[which == b].mean() for b in filled]
-        y = [is_keyword[which == b].mean() for b in filled]
+        counts, *_ = below.hist(share, bins, range=(0, 1), histtype="step", lw=1.5, **_line(i))
+        filled = np.flatnonzero(counts >= 5)  # of fewer, nothing can be said
+        x, y = ([of[which == b].mean() for b in filled] for of in (share, is_keyword))
         ax.plot(x, y, marker="o", ms=4, lw=1.5, **_line(i), label=name)
-    ax.set(xlabel="probability that is given", ylabel="share of keywords there", xlim=(0, 1), ylim=(-0.02, 1.02))
+    ax.set(ylabel="share of keywords there", xlim=(0, 1), ylim=(-0.02, 1.02))
     ax.legend(frameon=False, fontsize=8)
+    below.set(xlabel="probability that is given", ylabel="seconds", yscale="symlog", ylim=(0, None))
     return figure

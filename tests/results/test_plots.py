@@ -1,6 +1,7 @@
 import itertools
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.text import Text
@@ -78,3 +79,28 @@ def test_the_curve_of_clips_marks_one_percent_of_the_other_words():
     assert drawn[0.0] == 0.1 and drawn[0.004] == 0.05 and drawn[0.2] == ax.get_ylim()[0]
     assert ax.lines[1].get_xdata()[0] == pytest.approx(0.01 * 0.8)  # four fifths are other words
     assert plots.fa_fr_curves([], ["baseline"]).axes
+
+
+def test_runtimes_stand_on_one_log_axis_and_a_step_is_told_from_a_clip():
+    kinds = itertools.product(("baseline", "small"), ("clip", "step"), ("torch", "ONNX Runtime"), ("float32",))
+    index = pd.MultiIndex.from_tuples(kinds, names=["model", "unit", "runtime", "precision"])
+    table = pd.DataFrame({"median": range(1, 9), "q25": 0.9, "q75": 9.0}, index=index)
+    (ax,) = plots.latency(table.drop(("small", "step", "torch", "float32"))).axes
+    assert ax.get_xscale() == "log" and len(ax.containers) == 4
+    points = {bars.get_label(): bars[0] for bars in ax.containers}
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    at = points["small, one step"]
+    assert list(at.get_xdata()) == [8] and names[round(at.get_ydata()[0])] == "ONNX Runtime, float32"
+    assert list(points["baseline, one clip"].get_xdata()) == [1, 2]
+    fills = {label: line.get_markerfacecolor() == "white" for label, line in points.items()}
+    assert {label for label, hollow in fills.items() if hollow} == {"baseline, one step", "small, one step"}
+
+
+def test_a_probability_is_shown_with_how_often_it_was_given():
+    rng = np.random.default_rng(0)
+    share = np.concatenate([rng.uniform(0.01, 0.09, 50), rng.uniform(0.51, 0.59, 8), [0.95] * 3, [1.0]])
+    is_keyword = np.concatenate([np.zeros(50), [1, 0] * 4, np.ones(4)]).astype(bool)
+    ax, below = plots.reliability({"said": (share, is_keyword)}).axes
+    assert list(ax.lines[1].get_ydata()) == [0.0, 0.5]  # of four nothing can be said
+    (steps,) = below.patches
+    assert set(steps.get_xy()[:, 1]) == {0, 50, 8, 4}
