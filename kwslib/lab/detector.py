@@ -1,10 +1,10 @@
 """From a word to a detector: what helped among people, each for itself, put together; and a card of what it is worth.
 
-Of a wide net two teachers are made: one learns from clips in rooms, in noise, at other speeds, with bands masked, the
-other to hear streams. From them both a small one, of 4 bits, learns to hear streams: from labels alone it would learn
-the synthesizer's voices by heart and forget people (CHANGELOG.md has what was counted). They hear the word from most of
-the voices, several times each, and its near-misses no more often than any other word: a net that is to tell "cat" from
-a synthesizer's "cap" no longer knows it from people. Counted is among voices that none of them heard, and, where there
+Two wide nets become teachers: one learns from clips in rooms, in noise, at other speeds, with bands masked, the other
+to hear streams. From them both a small one, of 4 bits, learns to hear streams: from labels alone it would learn the
+synthesizer's voices by heart and forget people (CHANGELOG.md has what was counted). They hear the word from most of the
+voices, several times each, and its near-misses no more often than any other word: a net that is to tell "cat" from a
+synthesizer's "cap" no longer knows it from people. Counted is among voices that none of them heard, and, where there
 are recordings, among people.
 """
 
@@ -38,7 +38,7 @@ from kwslib.streaming.tracks import StreamSpec
 from kwslib.training import checkpoints
 from kwslib.training.loop import Training
 from kwslib.training.quantize import WeightInt
-from kwslib.training.tune import StreamTune, Tune
+from kwslib.training.tune import StreamTune
 
 MADE = "detector"  # the experiment that is delivered
 MOST_TEACH = (*("train",) * 3, "val", *("train",) * 5, "test")  # of ten voices
@@ -56,20 +56,19 @@ VOWELS = re.compile("[aeiouæɑɐɒɔəɚɛɜɪʊʌː]+")  # a group of them mak
 
 def experiments(negatives: str = "") -> list[Experiment]:
     """The recipe: two teachers, and what is delivered. Its decision heeds long recordings without the keyword."""
-    training = Training(epochs=16, learning_rate=6e-3, weight_decay=1e-3, ema=0.99, normalize=False)
-    longer, longest = replace(training, epochs=20), replace(training, epochs=32)
+    training = Training(epochs=30, learning_rate=6e-3, weight_decay=1e-3, ema=0.99, normalize=False)
+    shorter = replace(training, epochs=16)
     own = (tracks.recordings(Path(negatives)),) if negatives else ()
     decide = Decide(STREAMS + own, reset=())
-    talk = PieceConfig(talk_share=0.5)
+    streams = StreamTune(training, PieceConfig(talk_share=0.5), bits=4, mel_warp=0.1)
     taught = {"teacher": ("listener", "varied"), "losses": (Labels(0.2), SoftTargets(0.8, temperature=2.0))}
-    made = (StreamTune(longest, talk, bits=4, mel_warp=0.1), WeightInt(4), decide)
-    plain = {"augmentation": WITHOUT_MASKS}
+    wide, plain = TimeNetConfig((48, 40, 64)), {"augmentation": WITHOUT_MASKS}
     return [
-        Experiment("wide", TimeNetConfig((48, 40, 64)), training=training, **plain),
-        Experiment("small", TimeNetConfig((30, 25, 40)), training=training, **plain),
-        Experiment("varied", start="wide", after=(Tune(longer),), augmentation=STRONG),
-        Experiment("listener", start="wide", after=(StreamTune(longer, talk),), **plain),
-        Experiment(MADE, start="small", after=made, **taught, **plain),
+        Experiment("varied", wide, training=training, augmentation=STRONG),
+        Experiment("wide", wide, training=shorter, **plain),
+        Experiment("small", TimeNetConfig((30, 25, 40)), training=shorter, **plain),
+        Experiment("listener", start="wide", after=(StreamTune(replace(training, epochs=20)),), **plain),
+        Experiment(MADE, start="small", after=(streams, WeightInt(4), decide), **taught, **plain),
     ]
 
 
