@@ -57,7 +57,7 @@ VOWELS = re.compile("[aeiouæɑɐɒɔəɚɛɜɪʊʌː]+")  # a group of them mak
 def experiments(negatives: str = "") -> list[Experiment]:
     """The recipe: two teachers, and what is delivered. Its decision heeds long recordings without the keyword."""
     training = Training(epochs=30, learning_rate=6e-3, weight_decay=1e-3, ema=0.99, normalize=False)
-    longer, shorter = replace(training, epochs=26), replace(training, epochs=16)
+    shorter = replace(training, epochs=16)
     own = (tracks.recordings(Path(negatives)),) if negatives else ()
     decide = Decide(STREAMS + own, reset=())
     talk = PieceConfig(talk_share=0.5)
@@ -65,7 +65,7 @@ def experiments(negatives: str = "") -> list[Experiment]:
     taught = {"teacher": ("listener", "varied"), "losses": (Labels(0.2), SoftTargets(0.8, temperature=2.0))}
     wide, plain = TimeNetConfig((48, 40, 64)), {"augmentation": WITHOUT_MASKS}
     return [
-        Experiment("varied", wide, training=longer, augmentation=STRONG),
+        Experiment("varied", wide, training=replace(training, epochs=26), augmentation=STRONG),
         Experiment("wide", wide, training=shorter, **plain),
         Experiment("small", TimeNetConfig((30, 25, 40)), training=shorter, **plain),
         Experiment("listener", start="wide", after=(StreamTune(replace(training, epochs=20), talk),), **plain),
