@@ -43,7 +43,7 @@ from kwslib.training.tune import StreamTune
 MADE = "detector"  # the experiment that is delivered
 MOST_TEACH = (*("train",) * 3, "val", *("train",) * 5, "test")  # of ten voices
 VOICES = SynthesisConfig(takes=3, near_misses=0, other_words=32, subsets=MOST_TEACH)
-# Threshold: as high as two alarms per hour need, and half way to the one that finds 70 %: talk of people alarms more often.
+# The threshold is half way from two alarms per hour to 70 % found: people who talk alarm it more often than voices.
 ORDINARY = StreamSpec(1, 80, 12, keyword_share=0.2, snr_db=(15, 30), name="ordinary", fa_per_h=2, least_found=0.7)
 STREAMS = (  # as those in data_splits/streams, a third as long; the decision is made on the rated ones
     ORDINARY,
