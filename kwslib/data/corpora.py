@@ -232,8 +232,7 @@ def _from_folder(root: Path, keyword: str | None) -> Corpus:
     def make(build: Path) -> None:
         clips, left_out = _read_files(root, files, _new_store(build, len(files)))
         noise, no_noise = _read_noise(root, noise_files)
-        own_noise = bool(noise)
-        noise = noise or in_fresh_process(synthesis.noise_recordings, "background")
+        own_noise, noise = bool(noise), noise or in_fresh_process(synthesis.noise_recordings, "background")
         elsewhere = sorted(set(found).difference(files, noise_files))
         misplaced = {paths.printable(file): DEAD if file in dead else f"lies elsewhere: {place}" for file in elsewhere}
         _finish(build, clips, noise, _left_out(left_out | no_noise | misplaced), list(clips["clip"]), own_noise, root)
@@ -255,8 +254,9 @@ def _check_words(root: Path, found: list[str], words: list[str], keyword: str | 
     if keyword is not None and (word := paths.composed(keyword)) not in words:
         near = words if len(words) <= 20 else difflib.get_close_matches(word, words, 5, cutoff=0)
         its = "its words are" if near is words else f"the nearest of its {len(words):,} words are"
-        other = next((file for file in map(paths.printable, found) if word in file.split("/")[:-1]), None)
-        hint = f". {other} is not of that word: {place}" if other else ""
+        other = [file for file in map(paths.printable, found) if word in file.split("/")[:-1]][:1]
+        hint = "".join(f". {file} is not of that word: {place}" for file in other)
+        hint += "".join(f". Rename {name} to {word}" for name in words if name.lower() == word.lower())
         raise CorpusError(f"the keyword {keyword!r} is not in {root}: {its} {', '.join(near)}{hint}")
 
 
