@@ -256,7 +256,7 @@ def _check_words(root: Path, found: list[str], words: list[str], keyword: str | 
         its = "its words are" if near is words else f"the nearest of its {len(words):,} words are"
         other = [file for file in map(paths.printable, found) if word in file.split("/")[:-1]][:1]
         hint = "".join(f". {file} is not of that word: {place}" for file in other)
-        hint += "".join(f". Rename {name} to {word}" for name in words if name.lower() == word.lower())
+        hint += "".join(f". Capitals count: rename {name} to {word}" for name in words if name.lower() == word.lower())
         raise CorpusError(f"the keyword {keyword!r} is not in {root}: {its} {', '.join(near)}{hint}")
 
 
