@@ -142,6 +142,11 @@ def reports(study: str) -> Path:
     return _inside(home() / "reports", study)
 
 
+def published(kind: str, study: str) -> Path:
+    """The ``checkpoints`` or ``reports`` of a study that came with the repository."""
+    return ROOT / kind / "reference" / study
+
+
 def require_space(folder: Path, n_bytes: int) -> None:
     """Refuse to start a large file that will not fit: a full disk under a memory map kills the process.
 

@@ -557,12 +557,13 @@ def beside() -> None:
         streams[kind] = list(tracks.render(study.corpus, study.split.test, study.keyword, spec))
     streams["talk"] = [tracks.Track(audio.read(talk / name), []) for name in tracks.long_recordings(talk)]
     learnt = {
-        "people": ROOT / "checkpoints" / "reference" / study.name,
+        "people": paths.published("checkpoints", study.name),
         "voices": paths.checkpoints(paths.study_name("synthetic", study.keyword, "speaker")),
     }
+    front_end = LogMel()
     rows: list[dict] = []
     for kind, rendered in streams.items():
-        logmels = [prepared(torch.from_numpy(track.samples)[None], LogMel())[0].numpy() for track in rendered]
+        logmels = [prepared(torch.from_numpy(track.samples)[None], front_end)[0].numpy() for track in rendered]
         heard = tracks.Tracks(logmels, [track.keywords_s for track in rendered], [track.seconds for track in rendered])
         for teachers, folder in learnt.items():
             for file in (file for name in BESIDE for file in sorted(folder.glob(f"{name}-seed?.pt"))):

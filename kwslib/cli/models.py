@@ -63,7 +63,7 @@ def kws_models(options: argparse.Namespace) -> None:
     rows = published()
     for row in rows:
         file = row["file"]
-        record = paths.ROOT / "reports" / "reference" / row["study"] / "records" / f"{file.stem}.json"
+        record = paths.published("reports", row["study"]) / "records" / f"{file.stem}.json"
         found = tables.finds(records.read(record)) if record.exists() else ("–", "–")
         _, command, last = page.FOR[row["purpose"]]
         row |= {"file": str(file), "bytes": file.stat().st_size, "found": found[0], "false_alarms": found[1]}

@@ -239,8 +239,8 @@ def card(study: Study, record: dict, model: nn.Module, n_bytes: int, doubted: li
 
 def elsewhere(study: Study, model: nn.Module, decision: Decision) -> pd.DataFrame:
     """What other thresholds do on the ordinary test stream: rows of ``count`` with their ``probability``."""
-    spec = replace(ORDINARY, minutes=ORDINARY.minutes * study.profile.stream_percent / 100)
-    scored = decision.smooth(events.score_tracks(model, study.tracks("test", [spec])[spec.name]))
+    streams = Decide((ORDINARY,), reset=()).sized(study.profile.stream_percent).streams
+    scored = decision.smooth(events.score_tracks(model, study.tracks("test", streams)[ORDINARY.name]))
     thresholds = [decision.at_probability(share).threshold for share in PROBABILITIES]
     return events.count(scored, thresholds, decision.refractory_s).assign(probability=PROBABILITIES)
 

@@ -99,9 +99,13 @@ def reproduce(
             failed += _failed_runs(folder, log)
         if failed and not list(records.folder(study.name).glob("*.json")):
             return failed
-        not_scored = _score_people(study, people, quiet, log) if people else []  # no reason to run notebooks again
+        not_scored = []  # no reason to run notebooks again
+        if people:
+            not_scored += _attempt(
+                "people", lambda: log(sentences.say_people(verify.score_people(study, people, quiet))), log
+            )
         if ran or not (folder / page.WRONG).exists():
-            not_scored += _keep_mistakes(study, log)
+            not_scored += _attempt("mistakes", lambda: keep_mistakes(study), log)
         failed += execute(study, PLOTS, log)
         with suppress(records.RecordError):  # whatever became of the figures, nothing is to come any more
             page.write(study.name)
@@ -117,14 +121,14 @@ def _failed_runs(reports: Path, log: Log) -> list[str]:
     return failed
 
 
-def _score_people(study: Study, people: str, quiet: bool, log: Log) -> list[str]:
-    """Score every model on recordings of people; a sentence if that failed."""
+def _attempt(what: str, do: Callable, log: Log) -> list[str]:
+    """Do what the report can come without; a sentence if that failed."""
     try:
-        log(sentences.say_people(verify.score_people(study, people, quiet)))
+        do()
         return []
-    except (ValueError, OSError, RuntimeError) as error:  # the report comes all the same
-        log(f"FAILED people: {error}", important=True)
-        return [f"people: {error}"]
+    except (ValueError, OSError, RuntimeError) as error:
+        log(f"FAILED {what}: {error}", important=True)
+        return [f"{what}: {error}"]
 
 
 def keep_mistakes(study: Study, published: bool = False) -> Path | None:
@@ -140,8 +144,9 @@ def keep_mistakes(study: Study, published: bool = False) -> Path | None:
         RecordError: the study has no records, or they are of other clips.
         CheckpointError: the model is missing or damaged.
     """
-    home, name = (paths.ROOT, f"reference/{study.name}") if published else (paths.home(), study.name)
-    folder = home / "reports" / name
+    folder, models = paths.reports(study.name), paths.checkpoints(study.name)
+    if published:
+        folder, models = (paths.published(kind, study.name) for kind in ("reports", "checkpoints"))
     found = records.load_folder(folder / "records")
     if found[0]["data"]["corpus_fingerprint"] != study.corpus.fingerprint:
         raise records.RecordError(f"the records of {study.name} are of other clips than {study.corpus.name} holds now")
@@ -149,20 +154,10 @@ def keep_mistakes(study: Study, published: bool = False) -> Path | None:
     if "clips" not in chosen:
         (folder / page.WRONG).unlink(missing_ok=True)
         return None
-    model = checkpoints.load(home / "checkpoints" / name / tables.published_file(chosen["clips"]))[0]
+    model = checkpoints.load(models / tables.published_file(chosen["clips"]))[0]
     of_run = {key: chosen["clips"][key] for key in ("experiment", "seed")}
     paths.write_json(folder / page.WRONG, of_run | study.mistakes(model))
     return folder / page.WRONG
-
-
-def _keep_mistakes(study: Study, log: Log) -> list[str]:
-    """The same of one's own runs; a sentence if that failed."""
-    try:
-        keep_mistakes(study)
-        return []
-    except (ValueError, OSError, RuntimeError) as error:  # the report comes all the same
-        log(f"FAILED mistakes: {error}", important=True)
-        return [f"mistakes: {error}"]
 
 
 def execute(study: Study, name: str, log: Log, look: Callable = lambda: None, **parameters: str) -> list[str]:

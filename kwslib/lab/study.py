@@ -255,9 +255,9 @@ def _others(study: Study, experiment: str, known: set) -> dict[str, list[tuple[d
     An identity is of one seed. Seeds are of one version when their recipes are equal; where a seed has
     several of one recipe, built on other models, the latest stands with the latest.
     """
-    earlier, reference = paths.reports(study.name) / "earlier", Path("reference") / study.name
+    earlier = paths.reports(study.name) / "earlier"
     replaced = sorted(earlier.glob(f"{experiment}-seed*.*/record.json"), key=lambda file: -file.stat().st_mtime)
-    published = (paths.ROOT / "reports" / reference / "records").glob(f"{experiment}-seed*.json")
+    published = (paths.published("reports", study.name) / "records").glob(f"{experiment}-seed*.json")
     versions: list[list[tuple[dict, Path]]] = []
     titles: list[str] = []
     for file in [*replaced, *published]:
@@ -270,7 +270,7 @@ def _others(study: Study, experiment: str, known: set) -> dict[str, list[tuple[d
             continue
         known.add(record.get("identity"))
         here = file in replaced
-        folder = file.parent if here else paths.ROOT / "checkpoints" / reference
+        folder = file.parent if here else paths.published("checkpoints", study.name)
         row = record, folder / f"{paths.label(experiment, record['seed'])}.pt"
         for rows in versions:
             if _asked(rows[0][0]) == _asked(record) and record["seed"] not in {r["seed"] for r, _ in rows}:

@@ -203,7 +203,7 @@ def rescore(
     """
     found = records.load_folder(REFERENCE / study.name / "records") if published else records.load(study.name)
     runs = [r for r in found if r["experiment"] in experiments and (seeds is None or r["seed"] in seeds)]
-    folder = paths.ROOT / "checkpoints" / "reference" / study.name if published else paths.checkpoints(study.name)
+    folder = paths.published("checkpoints", study.name) if published else paths.checkpoints(study.name)
     _ = study.logmels, study.split  # computed before the others start
     # Processes of its own: workers that trained could remember more than the files say.
     with ProcessPoolExecutor(max_workers=cpu_count()) as pool:

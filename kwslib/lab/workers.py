@@ -153,11 +153,11 @@ def _take(one: Run) -> str:
     """
     study, label = one.study, one.label
     _put_aside(one)
-    aside, reference = study.aside(label, one.identity), Path("reference") / study.name
+    aside = study.aside(label, one.identity)
     places = {"earlier": (aside / "record.json", aside / f"{label}.pt")}
     if takes_published():
-        record = paths.ROOT / "reports" / reference / "records" / f"{label}.json"
-        places["published"] = record, paths.ROOT / "checkpoints" / reference / f"{label}.pt"
+        record = paths.published("reports", study.name) / "records" / f"{label}.json"
+        places["published"] = record, paths.published("checkpoints", study.name) / f"{label}.pt"
     for source, (file, checkpoint) in places.items():
         # Not there, damaged, or a full disk: then it is trained.
         with contextlib.suppress(records.RecordError, checkpoints.CheckpointError, OSError):
