@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 SAMPLE_RATE = 16_000  # Hz, the only rate inside this package
 CLIP_SAMPLES = 16_000  # a clip is one second
@@ -131,6 +132,7 @@ class CRNNConfig:
     num_classes: int = 2
     cell: str = "gru"
     separable: bool = False
+    every: ClassVar[int] = 1  # it reads every log-mel frame; a TimeNet may read fewer
 
     def __post_init__(self):
         if self.cell not in CELLS:
@@ -196,13 +198,15 @@ def profile(name: str) -> Profile:
 def describe(value: object) -> object:
     """A recipe as plain JSON values: dataclasses become dicts that name their class.
 
-    Where a class lives does not matter. What was renamed says under which name it is known to published records.
+    Where a class lives does not matter. What was renamed says under which name it is known to published records
+    (``recorded_as``), and a size that they did not have yet which value they were made with (``unless``).
 
     >>> describe(FeatureConfig(n_mels=20))["n_mels"]
     20
     """
     if dataclasses.is_dataclass(value):
         fields = dataclasses.fields(value)
+        fields = [f for f in fields if "unless" not in f.metadata or f.metadata["unless"] != getattr(value, f.name)]
         known = {f.metadata.get("recorded_as", f.name): describe(getattr(value, f.name)) for f in fields}
         return {"class": getattr(value, "recorded_as", type(value).__name__), **known}
     if isinstance(value, list | tuple):

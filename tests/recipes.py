@@ -39,7 +39,8 @@ def found() -> str:
         name = record["experiment"]
         exact = [book for book, (texts, _) in books.items() if name in texts]
         like = [book for book, (_, patterns) in books.items() if any(p.fullmatch(name) for p in patterns)]
-        of_book[(exact or like)[0]].append(record)
+        noted = [book for book in like if record["note"] in books[book][0]]  # several notebooks have a "...-labels"
+        of_book[(exact or noted or like)[0]].append(record)
     for book, its in of_book.items():
         if its:
             lines += [f"## [{book}]({book}.ipynb): {len(its)}", ""]

@@ -21,6 +21,7 @@ from kwslib.data import synthesis
 from kwslib.results import plots
 from kwslib.streaming.decision import Decision, read_decision
 from kwslib.streaming.model import StreamingModel, score_chunks
+from kwslib.streaming.tracks import Track
 from kwslib.training import checkpoints
 
 KEYWORD = "happy"
@@ -81,7 +82,7 @@ def draw(samples: np.ndarray, keywords_s: list[tuple[float, float]], picture: Pa
     curve = decision.probability(np.array([score for _, score, _ in heard]))
     threshold = float(decision.probability(decision.threshold))
     events_s = [t_s for t_s, _, fired in heard if fired]
-    figure = plots.stream_track(samples, SAMPLE_RATE, {name: (times, curve)}, keywords_s, threshold, events_s)
+    figure = plots.stream_track(Track(samples, keywords_s), {name: (times, curve)}, threshold, events_s)
     with matplotlib.rc_context(plots.STYLE):
         figure.savefig(picture, metadata={"Date": None, "Description": "drawn by tests/sample.py"})
 

@@ -218,7 +218,7 @@ def card(study: Study, record: dict, model: nn.Module, n_bytes: int, doubted: li
         file=paths.slug(study.keyword),
         n_bytes=n_bytes,
         macs=record["cost"]["macs_per_second"],
-        logmel_macs=FeatureConfig().macs_per_frame * SAMPLE_RATE // FeatureConfig().hop_length,
+        logmel_macs=FeatureConfig().macs_per_frame * SAMPLE_RATE // (FeatureConfig().hop_length * model.config.every),
         voices=len(list(filter(synthesis.is_voice, train))),
         recordings=len(taught),
         recorded=taught["speaker"].nunique() if recorded.names_tell_speakers else None,

@@ -99,7 +99,7 @@ def step_macs(config: CRNNConfig | TimeNetConfig) -> int:
     between two steps of the last one, the mean, logits.
     """
     if isinstance(config, TimeNetConfig):
-        macs, size, positions = config.hidden_size * config.num_classes, config.n_mels, config.stride[1]
+        macs, size, positions = config.hidden_size * config.num_classes, config.n_mels, config.stride[1] // config.every
         for channels, kernel, stride in zip(config.channels, config.kernels, config.strides, strict=True):
             positions //= stride
             macs, size = macs + positions * size * (kernel + channels), channels
@@ -163,7 +163,7 @@ def cost(config: Config) -> dict:
 def step_latency_ms(streaming: nn.Module) -> float:
     """Latency of one streaming step, front end included: of a hop of samples that completes one."""
     config = streaming.model.config
-    hop = config.stride[1] * streaming.front_end.config.hop_length
+    hop = config.stride[1] * FeatureConfig().hop_length
     _, state = streaming.step(torch.zeros(1, 2 * SAMPLE_RATE), streaming.initial_state())
     return latency_ms(lambda: streaming.step(torch.zeros(1, hop), state))
 

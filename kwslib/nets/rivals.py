@@ -4,15 +4,17 @@ An honest question to every trick that shrinks a model is whether another small 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 import torch
 from torch import Tensor, nn
 
-from kwslib.config import CRNNConfig
+from kwslib.config import SAMPLE_RATE, CRNNConfig, FeatureConfig
 from kwslib.nets.crnn import CRNN, Outputs
 from kwslib.nets.engine import Depthwise
+
+HOP_MS = 1000 * FeatureConfig().hop_length // SAMPLE_RATE  # from each log-mel frame to the next
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,13 @@ class TimeNetConfig:
     """Sizes of a separable net that also runs on a stream: nothing is padded, and the mean is over the last second.
 
     Attributes:
-        channels, kernels, strides: of each block, as of ``SeparableConfig``.
+        channels, kernels, strides: of each block, as of ``SeparableConfig``, but in frames that are read.
+        hop_ms: from one log-mel frame that is read to the next. What lies between is not computed on a stream, where
+            log-mels of every 10 ms cost ten times what a small net does.
 
     Raises:
-        ValueError: no blocks, sizes that do not belong together, or a stride that skips frames.
+        ValueError: no blocks, sizes that do not belong together, a stride that skips frames, or a hop that is not of
+            whole frames.
     """
 
     channels: tuple[int, ...] = (24, 20, 32)
@@ -46,6 +51,7 @@ class TimeNetConfig:
     strides: tuple[int, ...] = (2, 2, 2)
     n_mels: int = 40
     num_classes: int = 2
+    hop_ms: int = field(default=10, metadata={"unless": 10})
 
     def __post_init__(self):
         sizes = list(zip(self.channels, self.kernels, self.strides, strict=False))
@@ -53,16 +59,23 @@ class TimeNetConfig:
             raise ValueError(f"channels, kernels and strides must be as many, and some, not {self}")
         if any(channels < 1 or not 1 <= stride <= kernel for channels, kernel, stride in sizes):
             raise ValueError(f"a block needs channels, and a stride from 1 to its kernel, not {self}")
+        if self.hop_ms < HOP_MS or self.hop_ms % HOP_MS:
+            raise ValueError(f"hop_ms must be a multiple of {HOP_MS}, not {self.hop_ms}")
+
+    @property
+    def every(self) -> int:
+        """Of the log-mel frames, one in so many is read."""
+        return self.hop_ms // HOP_MS
 
     @property
     def stride(self) -> tuple[int, int]:
-        """(mel bins, frames) from step to step of the last block."""
-        return self.n_mels, prod(self.strides)
+        """(mel bins, frames) from step to step of the last block, those between included that are not read."""
+        return self.n_mels, prod(self.strides) * self.every
 
     @property
     def kernel_size(self) -> tuple[int, int]:
-        """(mel bins, frames) that one step of the last block sees."""
-        seen, apart = 1, 1
+        """(mel bins, frames) from the first to the last that one step of the last block reads."""
+        seen, apart = 1, self.every
         for kernel, stride in zip(self.kernels, self.strides, strict=True):
             seen, apart = seen + (kernel - 1) * apart, apart * stride
         return self.n_mels, seen
@@ -151,7 +164,7 @@ class TimeNet(_Net):
     def steps(self, logmel: Tensor) -> Tensor:
         if logmel.shape[2] < self.config.kernel_size[1]:
             raise ValueError(f"expected at least {self.config.kernel_size[1]} frames, got {logmel.shape[2]}")
-        x = self.norm(logmel)
+        x = self.norm(logmel[:, :, :: self.config.every])
         for block in self.blocks:
             x = block(x)
         return x.transpose(1, 2)
@@ -162,7 +175,10 @@ class TimeNet(_Net):
         return tuple(torch.zeros(batch, size, 0, dtype=dtype) for size in sizes)
 
     def columns(self, frames: Tensor, caches: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The steps that new frames (B, F, T) of a stream complete, (B, S, C), and what each block must keep."""
+        """The steps that new frames (B, F, T) of a stream complete, (B, S, C), and what each block must keep.
+
+        All of them are read: a stream computes no others.
+        """
         x, kept = self.norm(frames.to(self.blocks[0][0].weight.dtype)), []
         for block, cache in zip(self.blocks, caches, strict=True):
             (kernel,), (stride,) = block[0].kernel_size, block[0].stride

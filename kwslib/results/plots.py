@@ -6,6 +6,7 @@ Every function returns the figure, so that a notebook shows it; ``save`` writes 
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -323,35 +324,30 @@ def attention_maps(maps: dict[str, np.ndarray], titles: Sequence[str], step_s: f
 
 
 def stream_track(
-    samples: np.ndarray,
-    sample_rate: int,
-    curves: dict[str, tuple[np.ndarray, np.ndarray]],
-    keywords_s: Sequence[tuple[float, float]],
-    threshold: float,
-    events_s: Sequence[float] = (),
+    track: Any, curves: dict[str, tuple[np.ndarray, np.ndarray]], threshold: float, events_s: Sequence[float] = ()
 ) -> Figure:
     """A track with the score over it: waveform above, probability of the keyword below.
 
     Args:
+        track: a ``kwslib.streaming.tracks.Track``; its keyword clips are shaded.
         curves: name -> (times in seconds, probabilities).
-        keywords_s: (start, end) of every keyword clip, shaded.
         events_s: when it was detected, marked above.
     """
     figure, axes = _figure(2, 1, size=(9.0, 4.2), sharex=True, height_ratios=(1, 2))
     wave, ax = axes[:, 0]
-    thinned = samples[:: max(1, len(samples) // 6000)]
-    wave.plot(np.linspace(0, len(samples) / sample_rate, len(thinned)), thinned, lw=0.4, color="0.4", rasterized=True)
+    thinned = track.samples[:: max(1, len(track.samples) // 6000)]
+    wave.plot(np.linspace(0, track.seconds, len(thinned)), thinned, lw=0.4, color="0.4", rasterized=True)
     wave.set_yticks([])
     for name, (times, probabilities) in curves.items():
         ax.plot(times, probabilities, lw=1.3, label=name)
     for plot in (wave, ax):
-        for start, end in keywords_s:
+        for start, end in track.keywords_s:
             plot.axvspan(start, end, color="#3a8f5c", alpha=0.18, lw=0)
     ax.axhline(threshold, color="#b03030", ls="--", lw=1)
     if len(events_s):
         ax.plot(events_s, [1.0] * len(events_s), "v", color="#b03030", ms=9, label="detected", zorder=3)
     ax.set(xlabel="s (shaded: the keyword clip)", ylabel="P(keyword)", ylim=(-0.03, 1.03))
-    ax.legend(frameon=False, fontsize=8, loc="upper right")
+    ax.legend(frameon=False, fontsize=8, loc="upper left")
     return figure
 
 

@@ -15,13 +15,12 @@ import numpy as np
 import pandas as pd
 
 from kwslib import paths
-from kwslib.config import PROFILES, FeatureConfig
+from kwslib.config import PROFILES, SAMPLE_RATE, FeatureConfig
 from kwslib.metrics import clear_ratio, interval95
 
 SCHEMA = 1
 COSTS = ("params", "macs_per_clip", "macs_per_second", "state_dict_bytes", "weights_bytes", "compact_bytes")
 OF_DETECTOR = "detector_macs_per_clip"  # of the net and of the log-mels it reads
-FRONT_END = FeatureConfig()  # of all studies
 LATENCIES = ("latency_ms_per_clip", "latency_ms_per_step")
 NUMBER = int | float
 MEASURED = int | float | None  # None or NaN where there was nothing to measure
@@ -249,7 +248,8 @@ def results(records: list[dict]) -> pd.DataFrame:
         row |= dict(zip(("ci95_low", "ci95_high"), metrics["au_fa_fr_ci95"], strict=True))
         row |= {key: metrics[key] for key in ("roc_auc", "n_keyword", "n_other")}
         row |= {key: cost.get(key, np.nan) for key in COSTS}
-        row[OF_DETECTOR] = cost["macs_per_clip"] + FRONT_END.frames_per_clip * FRONT_END.macs_per_frame
+        log_mel = FeatureConfig(hop_length=SAMPLE_RATE * r.get("model", {}).get("hop_ms", 10) // 1000)
+        row[OF_DETECTOR] = cost["macs_per_clip"] + log_mel.frames_per_clip * log_mel.macs_per_frame
         row |= {"precision": r["precision"], **{key: _measured(r, key) for key in LATENCIES}}
         rows.append(row | {"epochs": r["epochs"], "wall_s": r["run"]["wall_s"]})
     return pd.DataFrame(rows)

@@ -5,15 +5,28 @@ rare. What it says is therefore put right on streams of val speakers, and the re
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy.special import logit
 from torch import nn
 
 from kwslib.metrics import threshold_keeping
-from kwslib.streaming.events import TOLERANCE_S, ScoredTrack, count, det, most_fa_per_h, score_tracks, smoothed, watch
+from kwslib.streaming.events import (
+    TOLERANCE_S,
+    ScoredTrack,
+    count,
+    count_events,
+    det,
+    event_times,
+    most_fa_per_h,
+    score_tracks,
+    smoothed,
+    watch,
+)
 from kwslib.streaming.model import probability
 from kwslib.streaming.tracks import SpecError, StreamSpec, Tracks
 
@@ -124,6 +137,40 @@ class Decide:
 
 def _has_keywords(spec: StreamSpec) -> bool:
     return bool(spec.keyword_times_s) or bool(spec.keyword_share and spec.words_per_minute)
+
+
+class Compared(NamedTuple):
+    """Several ways to score the same tracks, by ``compare``."""
+
+    table: pd.DataFrame  # by way: keywords found, how many there are, false alarms
+    track: int  # the first one that tells the ways apart, 0 if none does
+    curves: dict[str, tuple[np.ndarray, np.ndarray]]  # of that track, by way: times in seconds, probabilities
+    threshold: float  # as a probability
+    events_s: list[float]  # of that track, the first way
+
+
+def compare(decision: Decision, scored: Mapping[str, Sequence[ScoredTrack]]) -> Compared:
+    """What each of several ways to score tracks finds with one decision.
+
+    Args:
+        scored: way -> all tracks. Of a way whose steps are longer than those of the first one, fewer are smoothed.
+    """
+    step_s, curves, events_s, counts = None, {}, {}, {}
+    for way, tracks in scored.items():
+        this_s = tracks[0].times_s[1] - tracks[0].times_s[0]
+        step_s = step_s or this_s
+        steps = max(1, round(decision.smoothing_steps * step_s / this_s))
+        smooth = replace(decision, smoothing_steps=steps).smooth(tracks)
+        curves[way] = [(track.times_s, decision.probability(track.scores)) for track in smooth]
+        events_s[way] = [event_times(track, decision.threshold, decision.refractory_s) for track in smooth]
+        counts[way] = [count_events(of, track.keywords_s) for of, track in zip(events_s[way], tracks, strict=True)]
+    by_track = list(zip(*counts.values(), strict=True))
+    apart = next((i for i, of in enumerate(by_track) if len(set(of)) > 1), 0)
+    table = pd.DataFrame({way: np.sum(of, axis=0) for way, of in counts.items()}, index=["found", "false alarms"]).T
+    table.insert(1, "keywords", [sum(len(track.keywords_s) for track in tracks) for tracks in scored.values()])
+    shown = {way: of[apart] for way, of in curves.items()}
+    threshold = float(decision.probability(decision.threshold))
+    return Compared(table, apart, shown, threshold, next(iter(events_s.values()))[apart])
 
 
 def calibrate(tracks: Sequence[ScoredTrack], fa_per_h: float, refractory_s: float = 1.0) -> float:

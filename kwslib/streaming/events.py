@@ -7,7 +7,7 @@ way: a keyphrase spotter that a maker would use without training anything, for i
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -28,6 +28,11 @@ from kwslib.training.quantize import INT8
 TOGETHER = 16  # tracks that are scored at once
 SPHINX_CHUNK = 1280  # samples handed to PocketSphinx at a time, as many as a step of our models takes
 TOLERANCE_S = 0.5  # an event this long after a keyword's end still belongs to it (MLPerf Tiny's value)
+
+
+def scored(way: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], tracks: Iterable[Track]) -> "list[ScoredTrack]":
+    """Tracks of sound, scored by a function from samples to times and scores, as ``carried_scores``."""
+    return [ScoredTrack(track.keywords_s, track.seconds, *way(track.samples)) for track in tracks]
 
 
 def count_events(

@@ -46,7 +46,8 @@ class _LogMel(nn.Module):
     no complex numbers. Tables that are not kept are computed on the way: ONNX Runtime does that once, when it loads
     a file that is then 320 kB smaller.
 
-    forward(samples): (B, N) -> (B, F, (N - n_fft) // hop_length + 1)
+    forward(samples): (B, N) -> (B, F, frames); each ends a hop after the one before, the first after the longer of
+    hop and n_fft
     """
 
     def __init__(self, front_end: LogMel, keep_tables: bool = True):
@@ -66,7 +67,7 @@ class _LogMel(nn.Module):
 
     def forward(self, samples: Tensor) -> Tensor:
         cos, sin = self.tables or self._tables()
-        x = samples.unfold(1, self.n_fft, self.hop) * self.window
+        x = samples[:, max(0, self.hop - self.n_fft) :].unfold(1, self.n_fft, self.hop) * self.window
         half = self.n_fft // 2
         rising, falling = x[..., 1:half], x[..., half + 1 :].flip(-1)
         even = torch.cat([x[..., :1], rising + falling, x[..., half : half + 1]], dim=-1)
@@ -88,8 +89,8 @@ class Detector(nn.Module):
         self.scale, self.offset = decision.scale, decision.offset
         self.streaming, self.log_mel = streaming, _LogMel(streaming.front_end, keep_tables)
         config, front_end = streaming.model.config, streaming.front_end.config
-        self.overlap = front_end.n_fft - front_end.hop_length
-        self.hop = config.stride[1] * front_end.hop_length
+        self.overlap = max(0, front_end.n_fft - front_end.hop_length)  # of a frame with the samples before its hop
+        self.hop = config.stride[1] // config.every * front_end.hop_length
         self.n_caches = len(streaming.model.initial_caches(1))
         self.recurs = streaming.model.initial_state(1).numel() > 0
 
@@ -97,16 +98,18 @@ class Detector(nn.Module):
     def names(self) -> list[str]:
         """Of the state's parts: sound, frames, what deeper convolutions keep, recurrent state, attention's window."""
         deeper = [f"frames_{i}" for i in range(2, self.n_caches + 1)]
-        return ["audio", "frames", *deeper, *(["hidden"] if self.recurs else []), "outputs", "energies"]
+        sound, recurrent = ["audio"] if self.overlap else [], ["hidden"] if self.recurs else []
+        return [*sound, "frames", *deeper, *recurrent, "outputs", "energies"]
 
     def initial_state(self) -> tuple[Tensor, ...]:
         """After endless silence, with recurrent layers and attention that have heard nothing."""
         streaming, model, dtype = self.streaming, self.streaming.model, self.streaming.dtype
-        frames = torch.full((1, model.config.n_mels, model.config.kernel_size[1]), SILENCE)
+        n_read = (model.config.kernel_size[1] - 1) // model.config.every + 1
+        frames = torch.full((1, model.config.n_mels, n_read), SILENCE)
         with torch.no_grad():
             _, caches = model.columns(frames, model.initial_caches(1))
         return (
-            torch.zeros(1, self.overlap),
+            *([torch.zeros(1, self.overlap)] if self.overlap else []),
             *caches,
             *([model.initial_state(1)] if self.recurs else []),
             torch.zeros(1, streaming.window, model.config.hidden_size, dtype=dtype),
@@ -115,7 +118,8 @@ class Detector(nn.Module):
 
     def as_state(self, parts: Sequence[Tensor]) -> State:
         """The same as the state of the streaming model."""
-        audio, rest = parts[0], list(parts[1:])
+        rest = list(parts)
+        audio = rest.pop(0) if self.overlap else torch.zeros(1, 0)
         caches, rest = tuple(rest[: self.n_caches]), rest[self.n_caches :]
         hidden = rest.pop(0) if self.recurs else self.streaming.model.initial_state(1)
         return State(audio, caches, hidden, *rest)
@@ -126,8 +130,9 @@ class Detector(nn.Module):
         column, caches = self.streaming.model.columns(self.log_mel(audio), state.caches)
         score, hidden, outputs, energies = self.streaming.advance(column, state.hidden, state.outputs, state.energies)
         recurrent = (hidden,) if self.recurs else ()
+        kept = (audio[:, -self.overlap :],) if self.overlap else ()
         probability = torch.sigmoid(self.scale * score + self.offset)
-        return probability, audio[:, -self.overlap :], *caches, *recurrent, outputs, energies
+        return probability, *kept, *caches, *recurrent, outputs, energies
 
 
 def clip_graph(model: nn.Module) -> tuple[nn.Module, tuple[Tensor, ...]]:

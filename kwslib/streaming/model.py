@@ -59,15 +59,15 @@ class StreamingModel(nn.Module):
         config = model.config
         if not hasattr(model, "columns"):
             raise ValueError(f"{type(model).__name__} reads whole clips: only a CRNN or a TimeNet runs on a stream")
-        if config.stride[1] > config.kernel_size[1]:
+        if config.stride[1] >= config.kernel_size[1] + config.every:
             raise ValueError("a stream needs a time stride that is not larger than the kernel")
         if framing != "causal":
             raise ValueError(f"a stream needs a model trained with causal framing, this one has {framing!r}")
         self.model = model.eval()
-        self.front_end = LogMel(FeatureConfig(n_mels=config.n_mels))
-        self.window = (
-            config.n_steps(n_frames(self.front_end.config)) if max_window_length is None else max_window_length
-        )
+        hop = config.every * FeatureConfig().hop_length  # frames that the net does not read are not computed
+        self.front_end = LogMel(FeatureConfig(n_mels=config.n_mels, hop_length=hop))
+        self.span = max(hop, self.front_end.config.n_fft)  # samples of a frame and of those before it in its hop
+        self.window = config.n_steps(n_frames(FeatureConfig())) if max_window_length is None else max_window_length
         if self.window < 1:
             raise ValueError(f"max_window_length must be at least 1 step, not {self.window}")
         self.dtype = next(model.parameters()).dtype
@@ -76,9 +76,9 @@ class StreamingModel(nn.Module):
 
     def initial_state(self, batch: int = 1) -> State:
         """A stream that has heard nothing; resetting a stream means taking this again."""
-        config, front_end = self.model.config, self.front_end.config
+        config = self.model.config
         return State(
-            samples=torch.zeros(batch, front_end.n_fft),  # causal framing: silence before the start
+            samples=torch.zeros(batch, self.span),  # causal framing: silence before the start
             caches=self.model.initial_caches(batch),
             hidden=self.model.initial_state(batch),
             outputs=torch.zeros(batch, 0, config.hidden_size, dtype=self.dtype),
@@ -125,14 +125,14 @@ class StreamingModel(nn.Module):
     def _take_frames(self, audio: Tensor) -> tuple[Tensor, Tensor]:
         """Split audio into what must be kept and the log-mel frames that are complete."""
         n_fft, hop = self.front_end.config.n_fft, self.front_end.config.hop_length
-        new = max(0, (audio.shape[1] - n_fft) // hop + 1)
+        new = max(0, (audio.shape[1] - self.span) // hop + 1)
         if new == 0:
             return audio, torch.zeros(len(audio), self.model.config.n_mels, 0)
-        return audio[:, new * hop :].clone(), self.front_end.frames(audio)
+        return audio[:, new * hop :].clone(), self.front_end.frames(audio[:, self.span - n_fft :])
 
     def step_times_s(self, first: int, n_steps: int) -> np.ndarray:
         """When each step's last sample arrived, in seconds since the stream began."""
-        config, hop = self.model.config, self.front_end.config.hop_length
+        config, hop = self.model.config, FeatureConfig().hop_length
         last_frame = (np.arange(n_steps) + first) * config.stride[1] + config.kernel_size[1] - 1
         return last_frame * hop / SAMPLE_RATE
 

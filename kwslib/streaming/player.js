@@ -1,6 +1,6 @@
 /* A keyword detector in a page: reads a .kws file and listens, with no other code.
    `kws` computes, in any JavaScript engine; `kwsPlayer`, below it, draws and needs a browser.
-   It does what StreamingModel and Decision do in Python, and is compared with them. */
+   It does what StreamingModel and Decision do in Python, compared with them. */
 "use strict";
 var kws = (function () {
 const RATE = 16000, N_FFT = 400, HOP = 160, FLOOR = 1e-9, FIRST_S = 0.95;
@@ -35,7 +35,6 @@ function read(file) {
 
 const FORMATS = { "float32": 32, "float16": 16, "weight-int8": 8, "weight-int4": 4 };
 
-/* By name, unpacked. */
 function tensors(about, view, at, end) {
   const bits = FORMATS[about.precision], found = {};
   if (!bits) throw new Error("Detectors of precision " + about.precision + " run in Python only: export another one.");
@@ -65,7 +64,8 @@ function tensors(about, view, at, end) {
 }
 
 const DEFAULTS = {
-  TimeNetConfig: { channels: [24, 20, 32], kernels: [9, 11, 13], strides: [2, 2, 2], n_mels: 40, num_classes: 2 },
+  TimeNetConfig: { channels: [24, 20, 32], kernels: [9, 11, 13], strides: [2, 2, 2], n_mels: 40, num_classes: 2,
+                   hop_ms: 10 },
   CRNNConfig: { cnn_out_channels: 8, kernel_size: [5, 20], stride: [2, 8], hidden_size: 64, gru_num_layers: 2,
                 attention_size: null, n_mels: 40, num_classes: 2, cell: "gru", separable: false }
 };
@@ -209,7 +209,7 @@ function normalization(t, name) {
   return x => x.map((value, i) => value * scale[i] + shift[i]);
 }
 
-/* The parts of a net: `column` takes a log-mel frame and gives, every few frames, the vector of a step or null. */
+/* The parts of a net: `column` takes a log-mel frame and gives, every few, the vector of a step or null. */
 function timeNet(t, s) {
   const first = normalization(t, "norm.");
   const blocks = s.channels.map((_, i) => {
@@ -226,8 +226,9 @@ function timeNet(t, s) {
   });
   let seen = 1, apart = 1;
   s.kernels.forEach((kernel, i) => { seen += (kernel - 1) * apart; apart *= s.strides[i]; });
+  const every = s.hop_ms / 10;
   return { column: frame => blocks.reduce((x, block) => x && block(x), first(frame)),
-           energy: () => 0, kernel: seen, stride: apart };
+           energy: () => 0, kernel: (seen - 1) * every + 1, stride: apart * every, every };
 }
 
 const sigmoid = x => 1 / (1 + Math.exp(-x));
@@ -268,7 +269,7 @@ function crnn(t, s) {
     : x => linear("attention.energy.2", linear("attention.energy.0", x).map(Math.tanh))[0];
   return {
     column: frame => { const x = convolve(frame); return x && layers.reduce((v, layer) => layer(v), x); },
-    energy, kernel: frames, stride: along
+    energy, kernel: frames, stride: along, every: 1
   };
 }
 
@@ -277,8 +278,8 @@ function crnn(t, s) {
 function detector(file) {
   const { about, tensors: t } = read(file), s = sizes(about), frames = logMel(s.n_mels);
   const net = s.channels ? timeNet(t, s) : crnn(t, s);
-  const window = Math.floor((RATE / HOP + 1 - net.kernel) / net.stride) + 1;  // steps in a second
-  let audio = new Float64Array(N_FFT), filled = N_FFT, steps = 0;  // silence before the start
+  const window = Math.floor((RATE / HOP + 1 - net.kernel) / net.stride) + 1, hop = net.every * HOP;
+  let audio = new Float64Array(N_FFT), filled = N_FFT, steps = 0;  // silence before
   const outputs = [], energies = [];
 
   function score(output) {
@@ -307,8 +308,8 @@ function detector(file) {
       for (let i = 0; i <= samples.length; i++) {
         if (filled === N_FFT) {
           frame(found);
-          audio.copyWithin(0, HOP);
-          filled = N_FFT - HOP;
+          audio.copyWithin(0, hop);
+          filled = N_FFT - hop;  // below 0: no frame reads them
         }
         if (i < samples.length) audio[filled++] = samples[i];
       }
@@ -344,7 +345,7 @@ function events(smooth, threshold, refractory_s) {
   });
 }
 
-/* Chunks of any rate -> chunks at 16 kHz, by a windowed sinc with a table for each phase; 16 crossings on each side. */
+/* Chunks of any rate -> at 16 kHz, by a windowed sinc, a table for each phase; 16 crossings on each side. */
 function resampler(rate) {
   if (rate === RATE) return chunk => chunk;
   const gcd = (a, b) => b ? gcd(b, a % b) : a, step = gcd(rate, RATE), up = RATE / step, down = rate / step;
@@ -354,7 +355,7 @@ function resampler(rate) {
     const sinc = x ? Math.sin(y) / y : 1;
     return cutoff * sinc * Math.cos(Math.PI * x / 2 / (reach + 1)) ** 2;
   }));
-  let held = Array.from({ length: reach - 1 }, () => 0), n = 0;  // the next output lies n / up after held[reach - 1]
+  let held = Array.from({ length: reach - 1 }, () => 0), n = 0;  // the next lies n / up after held[reach - 1]
   return chunk => {
     for (let i = 0; i < chunk.length; i++) held.push(chunk[i]);
     const out = [];
@@ -387,7 +388,7 @@ function kwsPlayer(element, given) {
   <label>Level <meter min="-70" max="0" value="-70"></meter></label></div>
   <p class="kws-status" role="status"></p><ol aria-label="Detections"></ol><p class="kws-cost"></p>`;
   const find = selector => element.querySelector(selector), canvas = find("canvas"), slider = find("[type=range]");
-  const say = text => {  // read aloud only where it says something new
+  const say = text => {  // read aloud where it is new
     if (find(".kws-status").textContent !== text) find(".kws-status").textContent = text;
   };
   const percent = share => (100 * share).toFixed(share > 0.995 && share < 1 ? 1 : 0) + " %";
@@ -524,7 +525,7 @@ function kwsPlayer(element, given) {
     find(".kws-file").before(made);
   }
 
-  /* All of a recording, some seconds at a time so that the page stays awake. */
+  /* All of a recording, some seconds at a time: the page stays awake. */
   async function score(name, samples, keywords) {
     begin(name, keywords, false);
     const mine = heard;
@@ -556,7 +557,7 @@ function kwsPlayer(element, given) {
 
   for (const clip of given.clips || []) {
     button("▶ " + clip.name, async (onStop, wanted) => {
-      const context = new AudioContext(), samples = samplesOf(clip);  // at once: some browsers ask for a fresh click
+      const context = new AudioContext(), samples = samplesOf(clip);  // at once: some ask for a fresh click
       if (await score(clip.name, samples, clip.keywords) && wanted()) play(context, samples, onStop);
       else context.close();
     });
@@ -604,7 +605,7 @@ function kwsPlayer(element, given) {
         await context.audioWorklet.addModule("data:text/javascript," + encodeURIComponent(TAP));
         tap = new AudioWorkletNode(context, "kws-tap");
         tap.port.onmessage = message => take(message.data);
-      } catch (error) {  // no worklets from this address: the older way
+      } catch (error) {  // no worklets here: the older way
         tap = context.createScriptProcessor(2048, 1, 1);
         tap.onaudioprocess = event => take(event.inputBuffer.getChannelData(0));
       }
@@ -644,7 +645,7 @@ function kwsPlayer(element, given) {
     find("output").textContent = text;
     slider.setAttribute("aria-valuetext", text);
   }
-  slider.value = Math.round(100 * decision.probability(threshold));  // the detector's own, until it is moved
+  slider.value = Math.round(100 * decision.probability(threshold));  // its own, until it is moved
   slider.addEventListener("input", () => {
     threshold = decision.at(slider.value / 100);
     show();
@@ -657,7 +658,7 @@ function kwsPlayer(element, given) {
   else say("Press Microphone and say “" + keyword + "”, or drop a recording here.");
 }
 
-/* Every player of this page that is not drawn yet: an element with its data as JSON inside. */
+/* Every player not drawn yet: an element with its data as JSON inside. */
 kwsPlayer.all = () => document.querySelectorAll(".kws-player > script[type='application/json']").forEach(data => {
   kwsPlayer(data.parentElement, JSON.parse(data.textContent));
 });

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from kwslib import audio, paths
 from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, FeatureConfig, identity
 from kwslib.data import synthesis
-from kwslib.data.augment import FRAME, loud_frames, speech_power
+from kwslib.data.augment import FRAME, at_snr, loud_frames, speech_power
 from kwslib.data.corpora import Corpus
 from kwslib.data.features import VERSION as LOGMELS_VERSION
 from kwslib.data.features import LogMel, from_int16, new_array, one_thread, prepared
@@ -55,6 +55,19 @@ def glue(corpus: Corpus, rows: Sequence[int], keyword: str) -> Track:
     is_keyword = corpus.is_keyword(keyword)
     clip_s = CLIP_SAMPLES / SAMPLE_RATE
     return Track(samples, [(i * clip_s, (i + 1) * clip_s) for i, row in enumerate(rows) if is_keyword[row]])
+
+
+def over_noise(clip: np.ndarray, noise: np.ndarray, snr_db: float) -> Track:
+    """Two seconds of noise, a keyword's clip in it, and another second of noise; at this ratio to the mean noise power.
+
+    Args:
+        clip, noise: int16 samples, (16000,) and any length; noise shorter than four seconds is repeated.
+    """
+    word, loop = from_int16(clip), from_int16(np.resize(noise, 4 * CLIP_SAMPLES))
+    under = at_snr(word[None], loop[None, :CLIP_SAMPLES], torch.tensor([snr_db]))[0] - word
+    samples = loop * (under.norm() / loop[:CLIP_SAMPLES].norm())
+    samples[2 * CLIP_SAMPLES : 3 * CLIP_SAMPLES] += word
+    return Track(samples.numpy(), [(2.0, 3.0)])
 
 
 TRACK_S = 300.0  # a stream is made and heard in tracks of so many seconds, each a fresh start

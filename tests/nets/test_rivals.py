@@ -67,10 +67,12 @@ def test_an_ensemble_gives_the_means():
         {"strides": (0, 2, 2)},
         {"kernels": (9, 1, 13)},
         {"channels": (24, 0, 32)},
+        {"hop_ms": 25},
+        {"hop_ms": 0},
     ],
 )
 def test_a_time_net_that_cannot_stream_is_refused(wrong):
-    with pytest.raises(ValueError, match="channels, kernels and strides|a stride from 1 to its kernel"):
+    with pytest.raises(ValueError, match="channels, kernels and strides|from 1 to its kernel|a multiple of 10"):
         TimeNetConfig(**wrong)
 
 
@@ -90,6 +92,25 @@ def test_a_time_net_costs_what_its_layers_cost():
     model(torch.zeros(1, 40, 77 + 1600))  # eight seconds more
     per_step = sum((positions[n] - before[n]) * m.weight.numel() for n, m in convolutions.items()) / 100
     assert cost.step_macs(config) == per_step + 4 * config.hidden_size + 2 * config.hidden_size
+
+
+@torch.no_grad()
+def test_a_time_net_reads_every_nth_frame_and_costs_less():
+    sparse, dense = TimeNetConfig((7, 5), (4, 3), (1, 1), hop_ms=60), TimeNetConfig((7, 5), (4, 3), (1, 1))
+    torch.manual_seed(0)
+    net, same = build(sparse).eval(), build(dense).eval()
+    same.load_state_dict(net.state_dict())
+    x = torch.randn(3, 40, 101)
+    torch.testing.assert_close(net(x), same(x[:, :, ::6]))
+    assert (sparse.stride[1], sparse.kernel_size[1], sparse.n_steps(101)) == (6, 31, net.steps(x).shape[1])
+    per_step = 40 * (4 + 7) + 7 * (3 + 5)
+    assert cost.step_macs(sparse) == per_step + (sparse.n_steps(101) + 2) * 5
+    assert cost.steps_per_second(sparse) == pytest.approx(100 / 6)
+
+
+def test_a_size_that_older_records_did_not_have_is_not_said_where_they_had_no_other():
+    assert "hop_ms" not in describe(TimeNetConfig()) and describe(TimeNetConfig(hop_ms=20))["hop_ms"] == 20
+    assert config_of(describe(TimeNetConfig(hop_ms=60))) == TimeNetConfig(hop_ms=60)
 
 
 @torch.no_grad()

@@ -45,6 +45,13 @@ def record(name, seed, area, macs=1000, size=4000, control=None, order=0, replic
     }
 
 
+def test_a_whole_detector_computes_the_frames_that_its_net_reads():
+    dense, sparse = record("dense", 0, 1e-5), record("sparse", 0, 1e-5)
+    sparse["model"] = {"class": "TimeNetConfig", "hop_ms": 60}
+    whole = records.results([dense, sparse])["detector_macs_per_clip"]
+    assert whole.to_list() == [1000 + 101 * 11_635, 1000 + 17 * 11_635]  # 0, 60, ..., 960 ms
+
+
 def test_summary_by_hand():
     found = [
         record("baseline", 0, 2e-5, replicates=[1e-5, 2e-5, 3e-5, 4e-5]),

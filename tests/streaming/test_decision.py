@@ -18,6 +18,7 @@ from kwslib.streaming.decision import (
     Decide,
     Decision,
     closest,
+    compare,
     fitted_probability,
     highest_scores,
     measure,
@@ -46,6 +47,25 @@ def test_a_threshold_may_be_given_as_a_probability():
     assert Decision().at_probability(0.0).threshold == -np.inf and Decision().at_probability(1.0).threshold == np.inf
     with pytest.raises(ValueError, match="from 0 to 1, not 1.5"):
         Decision().at_probability(1.5)
+
+
+def test_ways_to_score_are_compared_with_one_decision_and_smoothed_as_long():
+    decision = Decision(threshold=1.0, smoothing_steps=2, refractory_s=0.5)
+    still, once, lasting = np.zeros(100), np.zeros(100), np.zeros(100)
+    once[24], lasting[24:26] = 1.9, 1.1  # at 2.5 s; and until 2.6 s
+    tenths = [ScoredTrack(KEYWORDS[:1], 10.0, TIMES, scores) for scores in (still, once, lasting)]
+    fifths = [ScoredTrack(KEYWORDS[:1], 10.0, TIMES[::2], scores[::2]) for scores in (still, once, lasting)]
+    late = [ScoredTrack([(8.0, 9.0)], *track[1:]) for track in tenths]  # the keyword is elsewhere
+    compared = compare(decision, {"steps of 0.1 s": tenths, "of 0.2 s": fifths, "late": late})
+    assert compared.table.to_dict("index") == {
+        "steps of 0.1 s": {"found": 1, "keywords": 3, "false alarms": 0},
+        "of 0.2 s": {"found": 2, "keywords": 3, "false alarms": 0},  # of one step each: two would last too long
+        "late": {"found": 0, "keywords": 3, "false alarms": 1},
+    }
+    assert compared.track == 1 and compared.events_s == []
+    assert compared.threshold == decision.probability(1.0)
+    times, shares = compared.curves["steps of 0.1 s"]
+    assert times is TIMES and shares[24] == shares[25] == decision.probability(0.95)
 
 
 def test_each_keyword_and_each_other_second_counts_by_its_highest_score():

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,9 @@ def test_a_minute_of_sound_gives_the_same_probabilities(cell, suffix, precision)
     assert export.parity(whole, run, seconds=5) <= 1e-5
 
 
+SPARSE = TimeNetConfig((7, 5), (4, 3), (1, 1), hop_ms=60)  # it hears 25 ms of every 60
+
+
 @pytest.mark.parametrize("suffix", [".onnx", ".ts"])
 @pytest.mark.parametrize("convert", [lambda m: m, PRECISIONS["weight-int4"]], ids=["float32", "int4"])
 def test_a_time_net_is_exported_with_all_its_caches(suffix, convert):
@@ -59,6 +63,17 @@ def test_a_time_net_is_exported_with_all_its_caches(suffix, convert):
     whole = export.Detector(StreamingModel(model))
     assert whole.names == ["audio", "frames", "frames_2", "frames_3", "outputs", "energies"]
     assert export.detector(model, suffix, DESCRIBED)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".ts"])
+@pytest.mark.parametrize("config", [SPARSE, replace(SPARSE, hop_ms=20, strides=(2, 1))], ids=["60 ms", "20 ms"])
+def test_a_time_net_that_reads_few_frames_is_exported(config, suffix):
+    """Where its hop is longer than a frame, no sound has to be kept from hop to hop."""
+    torch.manual_seed(0)
+    whole = export.Detector(StreamingModel(build(config).eval()))
+    assert whole.names == [*(["audio"] if config.hop_ms < 25 else []), "frames", "frames_2", "outputs", "energies"]
+    assert whole.hop == 16 * 10 * config.stride[1]
+    assert export.detector(whole.streaming.model, suffix, DESCRIBED)
 
 
 def test_the_calibrated_probability_is_in_the_file():
@@ -99,13 +114,13 @@ def test_what_it_is_stands_in_the_file():
     assert about["hop_samples"] == 1280 and about["sample_rate"] == 16_000
 
 
-@pytest.mark.parametrize("kind", ["crnn", "timenet"])
+@pytest.mark.parametrize("kind", ["crnn", "timenet", "sparse"])
 def test_a_detector_runs_with_onnx_runtime_and_numpy_alone(kind):
     """As a user would: names, shapes and first state from the file."""
     import onnxruntime
 
     torch.manual_seed(0)
-    model = net() if kind == "crnn" else build(TimeNetConfig()).eval()
+    model = net() if kind == "crnn" else build(SPARSE if kind == "sparse" else TimeNetConfig()).eval()
     session = onnxruntime.InferenceSession(export.detector(model, ".onnx", DESCRIBED))
     about = json.loads(session.get_modelmeta().custom_metadata_map["kws"])
     state = {i.name: np.zeros(i.shape, np.float32) for i in session.get_inputs()[1:]}
@@ -122,15 +137,16 @@ def test_a_detector_runs_with_onnx_runtime_and_numpy_alone(kind):
     whole = export.Detector(StreamingModel(model), decision=Decision(**DECISION)).eval()
     with torch.no_grad():
         parts = whole.initial_state()
-        for hop, found in zip(torch.from_numpy(samples).split(1280, dim=1), heard, strict=True):
+        for hop, found in zip(torch.from_numpy(samples).split(whole.hop, dim=1), heard, strict=True):
             probability, *parts = whole(hop, *parts)
             assert probability.item() == pytest.approx(found, abs=1e-5)
 
 
+@pytest.mark.parametrize("config", [TimeNetConfig(), SPARSE, replace(SPARSE, strides=(2, 2))], ids=str)
 @torch.no_grad()
-def test_a_detector_starts_as_after_endless_silence():
+def test_a_detector_starts_as_after_endless_silence(config):
     torch.manual_seed(0)
-    model = build(TimeNetConfig()).train()
+    model = build(config).train()
     model(torch.randn(16, 40, 101) * 4 - 12)
     whole = export.Detector(StreamingModel(model.eval())).eval()
     state, heard = whole.initial_state(), []

@@ -35,10 +35,13 @@ def net(precision="float32", **sizes) -> CRNN:
     return CONVERT[precision](CRNN(CRNNConfig(**sizes)).eval())
 
 
+SPARSE = TimeNetConfig((7, 5), (4, 3), (1, 1), hop_ms=60)  # frames of 25 ms that leave 35 ms between them unread
+
+
 @torch.no_grad()
-def time_net(precision="float32") -> torch.nn.Module:
+def time_net(precision="float32", config=TimeNetConfig()) -> torch.nn.Module:
     torch.manual_seed(1)
-    model = build(TimeNetConfig()).train()
+    model = build(config).train()
     for _ in range(20):  # its normalisation layers learn what they see
         model(LogMel()(torch.randn(8, 16_000) * 0.1))
     return CONVERT[precision](model.eval())
@@ -46,7 +49,10 @@ def time_net(precision="float32") -> torch.nn.Module:
 
 MODELS = {precision: StreamingModel(net(precision)) for precision in CONVERT}
 TIME_NETS = {p: StreamingModel(time_net(p)) for p in CONVERT if not p.endswith("act8")}  # rounding those is for CRNNs
+SPARSE_NETS = {"float32": StreamingModel(time_net(config=SPARSE))}
+EVERY_SECOND = {"float32": StreamingModel(time_net(config=TimeNetConfig((7, 5), (5, 3), (2, 3), hop_ms=20)))}
 ALL = [(MODELS, 36, p) for p in MODELS] + [(TIME_NETS, 29, p) for p in TIME_NETS]
+ALL += [(SPARSE_NETS, 46, "float32"), (EVERY_SECOND, 24, "float32")]
 
 
 def feed(streaming, audio, cuts):
@@ -110,15 +116,17 @@ def test_a_chain_of_steps_streams_too():
     assert (offline - scores[0]).abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize("precision", TIME_NETS)
+@pytest.mark.parametrize(("models", "precision"), [(models, p) for models, _, p in ALL if models is not MODELS])
 @torch.no_grad()
-def test_a_time_net_on_a_stream_is_the_clip_model_on_each_last_second(precision):
-    streaming = TIME_NETS[precision]
+def test_a_time_net_on_a_stream_is_the_clip_model_on_each_last_second(models, precision):
+    streaming = models[precision]
+    (_, stride), (_, kernel) = streaming.model.config.stride, streaming.model.config.kernel_size
+    second = (streaming.window - 1) * stride + kernel - 1  # frames; up to 100, where the net reads the last one of them
     scores, _ = feed(streaming, AUDIO, [7_777])
     logmels = LogMel()(AUDIO)
     for step, t in enumerate(streaming.step_times_s(0, scores.shape[1])):
         last = round(t * 100)  # frame
-        clip = logmels[:, :, max(0, last - 100) : last + 1]
+        clip = logmels[:, :, max(0, last - second) : last + 1]
         expected = keyword_score(streaming.model(clip.to(streaming.dtype)))
         assert scores[0, step].item() == pytest.approx(expected.item(), abs=TOLERANCE[precision])
 
@@ -220,7 +228,7 @@ def test_bad_sizes_are_named():
 
 @torch.no_grad()
 def test_a_model_for_streams_scores_a_clip_by_the_highest_score_on_its_way():
-    for config in (TimeNetConfig(), CRNNConfig(2, hidden_size=6)):
+    for config in (TimeNetConfig(), SPARSE, CRNNConfig(2, hidden_size=6)):
         torch.manual_seed(0)
         model = build(config).eval()
         samples = torch.randn(5, 16_000) * 0.1
@@ -236,12 +244,12 @@ def test_a_model_for_streams_scores_a_clip_by_the_highest_score_on_its_way():
 @torch.no_grad()
 def test_a_stream_says_nothing_before_it_has_heard_as_much_as_a_clip():
     """Its first steps would judge by fewer outputs than all later ones, and took many a beginning for the keyword."""
-    for config in (TimeNetConfig(), CRNNConfig(2, hidden_size=6)):
+    for config in (TimeNetConfig(), SPARSE, CRNNConfig(2, hidden_size=6)):
         torch.manual_seed(0)
         model = build(config).eval()
         samples = torch.randn(32_000) * 0.1
         times, scores = carried_scores(StreamingModel(model), samples.numpy())
-        assert FIRST_S <= times[0] <= 1.0 and np.allclose(np.diff(times), 0.08)
+        assert FIRST_S <= times[0] <= 1.0 and np.allclose(np.diff(times), config.stride[1] / 100)
         assert scores[0] == pytest.approx(crnn.score(model, LogMel()(samples[None, :16_000]).numpy())[0], abs=1e-4)
         (scored,) = events.score_tracks(model, tracks.Tracks([LogMel()(samples[None])[0].numpy()], [[]], [2.0]))
         np.testing.assert_allclose(scored.times_s, times)

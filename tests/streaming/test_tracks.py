@@ -26,6 +26,18 @@ def rendered(corpus, **spec):
     return list(tracks.render(corpus, range(len(corpus.clips)), "go", StreamSpec(**spec)))
 
 
+def test_a_word_over_noise_has_the_ratio_that_was_asked_for():
+    rng = np.random.default_rng(0)
+    clip, noise = (1000 * np.sin(np.arange(16_000) / 3)).astype(np.int16), rng.normal(0, 500, 9_000).astype(np.int16)
+    samples, keywords_s = tracks.over_noise(clip, noise, 10.0)
+    alone, word = np.concatenate([samples[:32_000], samples[48_000:]]), samples[32_000:48_000]
+    assert samples.shape == (64_000,) and keywords_s == [(2.0, 3.0)]
+    wanted = np.mean((clip / 32768.0) ** 2) / 10  # speech all along the clip
+    assert np.mean(alone**2) == pytest.approx(wanted, rel=0.1)
+    repeated = samples[np.arange(32_000, 48_000) % 9000]
+    np.testing.assert_allclose(word - clip / 32768.0, repeated, atol=1e-6)
+
+
 def test_a_stream_is_the_same_every_time_and_as_long_as_asked(corpus):
     first, again = (rendered(corpus, minutes=6, seed=3) for _ in range(2))
     assert [len(t.samples) for t in first] == [300 * 16_000, 60 * 16_000]
