@@ -128,7 +128,7 @@ def test_it_is_stopped_by_ctrl_c_and_leaves_nobody_behind(folder, tmp_path):
 
 def test_time_left_is_known_from_the_published_runs():
     expected = reproduce.expected_s(open_study())
-    assert len(expected) == 151 * 3 and all(seconds > 0 for seconds in expected.values())
+    assert len(expected) == 153 * 3 and all(seconds > 0 for seconds in expected.values())
     assert sum(reproduce.expected_s(open_study(profile_name="smoke")).values()) < sum(expected.values()) / 20
 
 
