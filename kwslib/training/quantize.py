@@ -16,24 +16,8 @@ from kwslib.config import FeatureConfig
 from kwslib.data.features import SILENCE, n_frames
 from kwslib.metrics import au_fa_fr
 from kwslib.nets.crnn import CRNN, score
+from kwslib.nets.integer import on_grid
 from kwslib.nets.rivals import TimeNet, folded
-
-
-def on_grid(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Whole numbers and scales of a weight: symmetric, one scale for each output channel or gate row.
-
-    The largest value of a row becomes 2^(bits-1) - 1; the scale is one that float16 can hold (of a row of very
-    small weights not exactly), and 1 for a row of zeros. Weights that are on the grid stay where they are.
-    (O, ...) -> int8 (O, ...), float32 (O, 1, ...)
-
-    >>> whole, scale = on_grid(torch.tensor([[-0.7, 0.31], [0.0, 0.0]]), bits=4)
-    >>> whole.tolist(), [round(s, 4) for s in scale.flatten().tolist()]
-    ([[-7, 3], [0, 0]], [0.1, 1.0])
-    """
-    most = 2 ** (bits - 1) - 1
-    scale = (weight.detach().float().abs().flatten(1).amax(1) / most).half().float()
-    scale = torch.where(scale > 0, scale, 1.0).reshape(-1, *[1] * (weight.dim() - 1))
-    return (weight.detach() / scale).round().clamp(-most, most).to(torch.int8), scale
 
 
 @torch.no_grad()
