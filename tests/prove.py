@@ -10,6 +10,8 @@
 ``arithmetic``: the digest of a small study's checkpoints and records, beside those of other processors.
 ``engine``: CPU time of trainings that stand for the rest, by the code of commit ``KWS_BEFORE`` and of this checkout in
 turn; runs only when it is named.
+``integers``: an hour of sound through a published detector in whole numbers, by numpy and by torch, with all vector
+units and with fewer.
 ``words``: detectors made from each of six words (``make detector``), counted on the recordings of people in the folder
 that ``KWS_PEOPLE`` names; runs only when it is named.
 ``recordings``: detectors of ``happy`` made from voices and up to 900 recordings of it by people of the training part of
@@ -47,6 +49,7 @@ PROOFS = ROOT / "reports" / "reference" / "proofs"
 PAGE = ROOT / "REPRODUCING.md"
 WORDS = ("happy", "bed", "cat", "stop", "yes", "right")
 BESIDE = ("baseline-stream", "brook-stream", "brook-stream-qat4", "brook-stream-mixed-qat4")
+WHOLE = "speech_commands_part-happy-speaker/grain-70ms-kd-qat4-seed0.kws"
 SPHINX = (1e-3, 1e-8, 1e-15, 1e-25)  # its thresholds
 FUZZ_MINUTES = os.environ.get("KWS_FUZZ_MINUTES", "10")
 # What ATEN_CPU_CAPABILITY can be set to, and which of numpy's kernels to leave out beside.
@@ -196,6 +199,48 @@ def arithmetic() -> None:
     seen = (read("arithmetic") or {"digests": {}})["digests"]
     seen[f"{code['cpu']} ({_widest()})"] = hashlib.sha256(content.encode()).hexdigest()[:16]
     written("arithmetic", {"digests": seen})
+
+
+def integers() -> None:
+    """Each in a process of its own, for libraries choose when they are loaded."""
+    here = "import sys; sys.path[:0] = ['.', 'tests']; import prove; print(prove.hour_in_whole_numbers())"
+    found = read("integers") or {"rows": {}}
+    from kwslib.results import provenance
+
+    for level, environment in {"": {}, **LEVELS}.items():
+        processor = f"{provenance.of_run()['cpu']} ({level or _widest()})"
+        found["rows"][processor] = json.loads(shell(sys.executable, "-c", here, KWS_ARITHMETIC="native", **environment))
+    written("integers", {"model": WHOLE, "rows": found["rows"]})
+
+
+def hour_in_whole_numbers() -> str:
+    """Digests of a detector's scores of one hour: ``docs/sample.flac`` again and again, in noise, at other levels."""
+    import numpy as np
+    import soundfile
+    import torch
+
+    from kwslib.nets.integer import IntegerNet
+    from kwslib.training import checkpoints
+
+    sample, rate = soundfile.read(ROOT / "docs" / "sample.flac", dtype="int16")
+    random = np.random.default_rng(0)
+    minutes = []
+    for _ in range(60):
+        loudness = 10 ** random.uniform(-2, 0.5)
+        speech = np.resize(sample, 60 * rate) * loudness + random.integers(-300, 301, 60 * rate) * loudness
+        minutes.append(speech.round().clip(-32768, 32767).astype(np.int16))
+    clips = np.resize(sample, (10, rate))
+    net = IntegerNet(checkpoints.load(ROOT / "checkpoints" / "reference" / WHOLE)[0], 4, clips)
+    digests = {}
+    for library in ("numpy", "torch"):
+        digest, state = hashlib.sha256(), None
+        for minute in minutes:
+            samples = minute.astype(np.int64)[None]
+            samples = torch.from_numpy(samples) if library == "torch" else samples
+            scores, state = net.step(samples, state or net.initial_state(samples))
+            digest.update(np.asarray(scores).astype("<i8").tobytes())
+        digests[library] = digest.hexdigest()[:16]
+    return json.dumps(digests)
 
 
 def _widest() -> str:
@@ -371,6 +416,17 @@ def say_arithmetic(found: dict) -> str:
     return (
         table(["processor", "SHA-256 of a small study's checkpoints and records"], rows) + f"\n\n{len(rows)}, {alike}."
     )
+
+
+def say_integers(found: dict) -> str:
+    rows = [
+        [processor, *(f"`{row[library]}`" for library in ("numpy", "torch"))]
+        for processor, row in found["rows"].items()
+    ]
+    n = len({digest for row in found["rows"].values() for digest in row.values()})
+    alike = "all the same" if n == 1 else f"{n} DIFFERENT ONES"
+    said = f"Of `{found['model']}`, SHA-256 of its scores: {alike}."
+    return f"{table(['processor', 'numpy', 'torch'], rows)}\n\n{said}"
 
 
 def say_engine(found: dict) -> str:
@@ -606,6 +662,7 @@ PARTS = {  # how each is measured and said
     "small": (small, say_small),
     "published": (published, say_published),
     "arithmetic": (arithmetic, say_arithmetic),
+    "integers": (integers, say_integers),
     "engine": (engine, say_engine),
     "same": (same, say_same),
     "words": (words, say_words),
@@ -629,7 +686,7 @@ if __name__ == "__main__":
     unknown = set(sys.argv[1:]) - {*PARTS, "text"}
     if unknown:
         raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(PARTS)} and text")
-    for part in sys.argv[1:] or set(PARTS) - {"same", "engine", "words", "recordings", "streams"}:
+    for part in sys.argv[1:] or set(PARTS) - {"same", "engine", "words", "recordings", "streams", "beside"}:
         if part != "text":
             PARTS[part][0]()
     PAGE.write_text(filled(PAGE.read_text()))
