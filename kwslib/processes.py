@@ -14,17 +14,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import ModuleType
 
 from filelock import FileLock, Timeout
+from joblib.externals.loky.process_executor import ProcessPoolExecutor as Pool  # it notices a worker that was killed
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from kwslib import paths
 
 PATIENCE_S = 5.0  # what a killed run's kernel and helpers may take to notice
+IDLE_S = 300
+_pools: dict[int, Pool] = {}  # of ``workers``, by how many they are
 
 
 class Busy(RuntimeError):
@@ -109,12 +113,41 @@ def helped(function: Callable) -> Callable:
     """``joblib.delayed``, for calls whose helpers end soon after this process, however that ends."""
     from joblib import delayed
 
-    return functools.partial(delayed(_ending_with), os.getpid(), function)
+    return functools.partial(delayed(_helping), os.getpid(), str(paths.home()), function)
 
 
-def _ending_with(parent: int, function: Callable, *arguments):
+def _helping(parent: int, home: str, function: Callable, *arguments):
+    os.environ["KWS_HOME"] = home  # a helper may have been started for another home
     end_with(parent)
     return function(*arguments)
+
+
+@contextmanager
+def workers(n: int) -> Iterator[Callable[..., Future]]:
+    """What starts a call in one of so many processes of one thread; they end soon after this one, however it ends.
+
+    They stay for the next time, until they were idle for a while. Whatever goes wrong here ends them at once.
+    """
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+
+    def submit(function: Callable, *arguments: object) -> Future:
+        if _pools.get(n) is None:
+            _pools[n] = Pool(n, timeout=IDLE_S, env=threads)
+        return _pools[n].submit(_helping, os.getpid(), str(paths.home()), function, *arguments)
+
+    try:
+        yield submit
+    except BaseException:
+        if pool := _pools.pop(n, None):
+            pool.shutdown(kill_workers=True)
+        raise
+
+
+def was_killed(future: Future) -> bool:
+    """Whether a call ended because its process did, or another one of ``workers``; the next calls get new ones."""
+    if killed := isinstance(future.exception(), TerminatedWorkerError):
+        _pools.clear()
+    return killed
 
 
 @contextmanager

@@ -221,7 +221,7 @@ def bank(
             shape = (views, len(rows), features.n_mels, n_frames(features))
             with new_array(path, np.float16, shape) as out:
                 blocks = [(v, slice(i, i + 2048)) for v in range(views) for i in range(0, len(rows), 2048)]
-                work = Parallel(n_jobs=min(cpu_count(), len(blocks)), return_as="generator_unordered")(
+                work = Parallel(max(2, cpu_count()), return_as="generator_unordered")(  # never in this process
                     helped(_view_block)(corpus, rows[block], others, (v, block.start), config, features, out[v, block])
                     for v, block in blocks
                 )

@@ -193,7 +193,7 @@ def bank(
             # The labels get their name first: where there are pieces, there are labels.
             with new_array(path, np.float16, shape) as out, new_array(labels, np.int8, (n, recipe.clips)) as said:
                 blocks = [slice(start, start + BLOCK) for start in range(0, n, BLOCK)]
-                work = Parallel(n_jobs=min(cpu_count(), len(blocks)), return_as="generator_unordered")(
+                work = Parallel(max(2, cpu_count()), return_as="generator_unordered")(  # never in this process
                     helped(_block)(
                         corpus, rows, is_keyword, said_all_day, block.start, recipe, words, out[block], said[block]
                     )

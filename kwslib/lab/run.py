@@ -100,6 +100,11 @@ class Experiment:
         return self.student is not None or bool(self.tuning_steps)
 
     @property
+    def epochs(self) -> int:
+        """Of all its trainings, as the recipe asks for them."""
+        return (self.training.epochs if self.student else 0) + sum(step.training.epochs for step in self.tuning_steps)
+
+    @property
     def teachers(self) -> tuple[str, ...]:
         """Names of the experiments that teach."""
         return (self.teacher,) if isinstance(self.teacher, str) else self.teacher or ()

@@ -6,16 +6,18 @@ trained, and what another recipe left under the same name is put aside. What fai
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import torch
-from joblib import Parallel, cpu_count, delayed, parallel_config
-from joblib.externals.loky.process_executor import TerminatedWorkerError
+from joblib import cpu_count
 from tqdm.auto import tqdm
 
 from kwslib import paths, processes
@@ -37,6 +39,7 @@ from kwslib.results import records, tracking
 from kwslib.training import checkpoints, compact
 
 SHORT_OF_MEMORY = "out of memory: "
+KILLED = "its process was killed"
 GPU_JOBS = 4  # trainings that share one GPU: each takes about half a gigabyte of its memory
 
 
@@ -70,67 +73,78 @@ def run(study: Study, experiments: Sequence[Experiment]) -> Results:
 
 def _run(study: Study, experiments: Sequence[Experiment]) -> dict[str, str]:
     """Run what is not done; returns what failed and why, by label."""
-    names = [e.name for e in experiments]
-    offset = _next_order(study, names)
-    waiting = [
-        Run(study, experiment, seed, offset + position)
-        for position, experiment in enumerate(experiments)
-        for seed in range(study.seeds)
-    ]
+    places = enumerate(experiments, _next_order(study, [e.name for e in experiments]))
+    waiting = [Run(study, experiment, seed, place) for place, experiment in places for seed in range(study.seeds)]
+    by_label, urgency = {one.label: one for one in waiting}, _epochs_that_wait(experiments)
+    open_, queue, trained = set(by_label), [], []  # labels that have not ended; runs that can be trained; that were
     failures: dict[str, str] = {}
-
-    by_label = {one.label: one for one in waiting}
+    counts: Counter[str] = Counter()
 
     def fail(label: str, error: str) -> None:
         failures[label] = error
         records.note_failure(study.name, *paths.split_label(label), error)
         _drop_unless_done(by_label[label])  # of another recipe: it must not be averaged with the seeds that went well
 
+    def take(most: int) -> list[Run]:
+        """Runs to train now, at most so many, the most urgent first. What has a result is loaded on the way."""
+        while ready := {one.label for one in waiting if not one.needed_labels & open_}:
+            todo = []
+            for one in [by_label[label] for label in by_label if label in ready]:
+                if one.label not in failures and (broken := one.needed_labels.intersection(failures)):
+                    fail(one.label, f"needs {', '.join(sorted(broken))}, which failed")
+                if one.label not in failures:
+                    source = "" if one.is_done() else _take(one) or "to train"
+                    counts.update(["to train"] if source == "to train" else ["loaded", source])
+                    if source == "to train":
+                        todo.append(one)
+                        continue
+                    refresh(one)
+                open_.discard(one.label)
+                bar.update()
+            waiting[:] = [one for one in waiting if one.label not in ready]
+            bar.set_postfix_str(_said(counts))
+            _prepare_data(study, todo)
+            _drop_other_recipes(todo)
+            queue.extend(todo)
+        queue.sort(key=lambda one: -urgency[one.experiment.name])
+        taken, queue[:] = queue[:most], queue[most:]
+        return taken
+
     lost = _without_origin(study, waiting)  # complains before anything is computed
     _check_controls(study, experiments)
     records.forget_failures(study.name, [(one.experiment.name, one.seed) for one in waiting])
     for label, error in lost.items():
         fail(label, error)
-    logs: list[Path] = []
-    counts: Counter[str] = Counter()
     with tqdm(total=len(waiting), desc=study.name, unit="run") as bar:
-        while waiting:
-            open_names = {one.experiment.name for one in waiting}
-            wave = [one for one in waiting if not open_names.intersection(one.experiment.needs)]
-            if not wave:
-                raise ExperimentError(
-                    f"these experiments need one another in a circle: {', '.join(sorted(open_names))}"
-                )
-            waiting = [one for one in waiting if one not in wave]
-            for one in wave:
-                if broken := one.needed_labels.intersection(failures):
-                    fail(one.label, f"needs {', '.join(sorted(broken))}, which failed")
-            wave = [one for one in wave if one.label not in failures]
-            open_ = [one for one in wave if not one.is_done()]
-            taken_from = {one.label: _take(one) for one in open_}
-            todo = [one for one in open_ if not taken_from[one.label]]
-            counts.update({"loaded": len(wave) - len(todo), "to train": len(todo)})
-            counts.update(taken_from.values())
-            bar.set_postfix_str(_said(counts), refresh=False)
-            bar.update(len(wave) - len(todo))
-            bar.refresh()
-            for one in wave:
-                if one not in todo:
-                    refresh(one)
-            _prepare_data(study, todo)
-            _drop_other_recipes(todo)
-            for label, error in _each_once_more(todo):
-                counts["failed" if error else "trained"] += 1
-                bar.set_postfix_str(f"{_said(counts)}: {label}", refresh=False)
-                bar.update()
-                if error:
-                    fail(label, error)
-            for one in wave:
-                if one.label not in failures:
-                    take_time(one)
-            logs += [tracking.csv_path(study.name, t.experiment.name, t.seed) for t in todo if t.experiment.trains]
+        for label, error in _each_once_more(take):
+            open_.discard(label)
+            trained.append(by_label[label])
+            counts["failed" if error else "trained"] += 1
+            bar.set_postfix_str(f"{_said(counts)}: {label}", refresh=False)
+            bar.update()
+            if error:
+                fail(label, error)
+        for label, one in by_label.items():  # now that nothing else is running
+            if label not in failures:
+                take_time(one)
+    logs = [tracking.csv_path(study.name, t.experiment.name, t.seed) for t in trained if t.experiment.trains]
     tracking.mirror(study.name, [log for log in logs if log.exists()])
     return failures
+
+
+def _epochs_that_wait(experiments: Sequence[Experiment]) -> dict[str, int]:
+    """Epochs of the longest chain of experiments that begins with each one, by name: what has many must not wait."""
+    own = {e.name: e.epochs for e in experiments}
+    needs = {e.name: own.keys() & e.needs for e in experiments}
+    try:
+        order = [*TopologicalSorter(needs).static_order()]
+    except CycleError as error:
+        circle = sorted(set(error.args[1]))
+        raise ExperimentError(f"these experiments need one another in a circle: {', '.join(circle)}") from None
+    chain: dict[str, int] = {}
+    for name in reversed(order):
+        chain[name] = own[name] + max((chain[other] for other in order if name in needs[other]), default=0)
+    return chain
 
 
 def _said(counts: Counter) -> str:
@@ -297,47 +311,61 @@ def _prepare_data(study: Study, runs: list[Run]) -> None:
                 study.tracks("test", wanted.streams)
 
 
-def _each_once_more(runs: list[Run]):
+def _each_once_more(take: Callable[[int], list[Run]]) -> Iterator[tuple[str, str]]:
     """(label, error or '') of each run as it ends.
 
     A process that the system kills, for want of memory most likely, takes others with it; and trainings that share
     one memory can be too many for it. What was lost so is tried once more, one at a time.
     """
-    ended = set()
-    try:
-        for label, error in _in_parallel(runs):
-            if not error.startswith(SHORT_OF_MEMORY):
-                ended.add(label)
-                yield label, error
-    except TerminatedWorkerError:
-        pass
-    for one in [one for one in runs if one.label not in ended]:
-        try:
-            yield from _in_parallel([one])
-        except TerminatedWorkerError:
-            yield one.label, "its process was killed twice, for want of memory perhaps: run again with more"
+    lost: list[Run] = []
+    while True:
+        for one, error in _in_parallel(take):
+            if error.startswith((SHORT_OF_MEMORY, KILLED)):
+                lost.append(one)
+            else:
+                yield one.label, error
+        if not lost:
+            return
+        alone = [lost.pop(0)]
+        for one, error in _in_parallel(lambda most, alone=alone: [alone.pop()] if alone else []):
+            yield one.label, error.replace(KILLED, f"{KILLED} twice, for want of memory perhaps: run again with more")
 
 
-def _in_parallel(runs: list[Run]):
-    """(label, error or '') of each run as it ends. One process per core, one thread each.
+def _in_parallel(take: Callable[[int], list[Run]]) -> Iterator[tuple[Run, str]]:
+    """Each run as it ends, and what went wrong. One process per core, one thread each.
 
     With ``KWS_CLUSTER=tcp://host:port``, the address of a Dask scheduler, its workers are used instead: as
     many runs at a time as they have threads, on other machines too when all see the same ``KWS_HOME``. What
     a lost worker was doing is given to another one.
+
+    Args:
+        take: gives what to train next, at most so many; asked again whenever a run has ended.
     """
-    address = os.environ.get("KWS_CLUSTER")
-    home = str(paths.home())
-    # A fresh study has read nothing yet: its data is not sent around, each process maps the files itself.
-    attempt = (delayed if address else processes.helped)(_attempt)  # those of a cluster are nobody's children
-    calls = [attempt(dataclasses.replace(t, study=dataclasses.replace(t.study)), home) for t in runs]
-    if not address:
-        most = cpu_count() if device() == "cpu" else min(cpu_count(), GPU_JOBS)
-        # At least two workers, though perhaps one at a time: with one joblib would train in this process,
-        # which has to outlive whatever happens to a training.
-        yield from Parallel(max(2, min(most, len(runs))), return_as="generator_unordered", pre_dispatch=most)(calls)
-    elif runs:
-        with _cluster(address), parallel_config(backend="dask"):
-            yield from Parallel(return_as="generator_unordered")(calls)
+    if first := take(1):
+        with _workers() as (submit, most):
+            running: dict[Future, Run] = {}
+            chosen = [*first, *take(most - 1)]
+            while running or chosen:
+                for one in chosen:
+                    # A fresh study has read nothing yet: its data is not sent around, each process maps the files.
+                    fresh = dataclasses.replace(one, study=dataclasses.replace(one.study))
+                    running[submit(fresh, str(paths.home()))] = one
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(future), KILLED if processes.was_killed(future) else future.result()
+                chosen = take(most - len(running))
+
+
+@contextlib.contextmanager
+def _workers() -> Iterator[tuple[Callable[..., Future], int]]:
+    """What starts a run somewhere, and how many should go on at a time."""
+    if address := os.environ.get("KWS_CLUSTER"):
+        with _cluster(address) as client:
+            threads = client.scheduler_info(n_workers=-1)["workers"]
+            yield functools.partial(client.get_executor(pure=False).submit, _attempt), len(threads)
+        return
+    most = cpu_count() if device() == "cpu" else min(cpu_count(), GPU_JOBS)
+    with processes.workers(most) as submit:
+        yield functools.partial(submit, _attempt), most
 
 
 def _cluster(address: str):
@@ -359,14 +387,14 @@ def _cluster(address: str):
     return client
 
 
-def _attempt(one: Run, home: str) -> tuple[str, str]:
+def _attempt(one: Run, home: str) -> str:
     os.environ["KWS_HOME"] = home  # a worker may have been started for another home
     with one_thread():
         try:
             execute(one)
-            return one.label, ""
+            return ""
         except (MemoryError, torch.OutOfMemoryError) as error:
             told = str(error).partition("\n")[0]
-            return one.label, f"{SHORT_OF_MEMORY}{told or 'no more'} (an empty CUDA_VISIBLE_DEVICES trains on the CPU)"
+            return f"{SHORT_OF_MEMORY}{told or 'no more'} (an empty CUDA_VISIBLE_DEVICES trains on the CPU)"
         except Exception as error:  # one failing run must not take the others with it
-            return one.label, f"{type(error).__name__}: {error}"
+            return f"{type(error).__name__}: {error}"

@@ -326,7 +326,7 @@ def prepare(corpus: Corpus, rows: Sequence[int], keyword: str, spec: StreamSpec,
                 talk(corpus, keyword, part, spec.minutes * 60)  # before the others ask for it
             with new_array(path, np.float32, (FeatureConfig().n_mels, ends[-1])) as out:
                 calls = [helped(_track_logmels)(corpus, rows, keyword, spec, n, part) for n in range(len(seconds))]
-                tracks = Parallel(n_jobs=cpu_count(), return_as="generator")(calls)
+                tracks = Parallel(max(2, cpu_count()), return_as="generator")(calls)  # never in this process
                 rendered = tqdm(tracks, desc="rendering a stream", total=len(seconds))
                 for end, (logmels, said) in zip(ends, rendered, strict=True):
                     out[:, end - logmels.shape[1] : end] = logmels

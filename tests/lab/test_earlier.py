@@ -39,9 +39,13 @@ def trained(monkeypatch) -> list[str]:
     """Labels of what was trained, as it happens."""
     labels, in_earnest = [], workers._in_parallel
 
-    def noted(runs: list):
-        labels.extend(one.label for one in runs)
-        return in_earnest(runs)
+    def noted(take):
+        def and_note(most: int) -> list:
+            chosen = take(most)
+            labels.extend(one.label for one in chosen)
+            return chosen
+
+        return in_earnest(and_note)
 
     monkeypatch.setattr(workers, "_in_parallel", noted)
     return labels

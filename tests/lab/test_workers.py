@@ -55,9 +55,9 @@ def stable(study, name, seed=0) -> dict:
     return record
 
 
-def nothing_to_do(tasks: list):
+def nothing_to_do(take):
     """In place of training."""
-    assert not tasks, "trained again"
+    assert not take(1), "trained again"
     return ()
 
 
@@ -371,3 +371,23 @@ def test_a_profile_changes_sizes_only():
     smoke, standard = config.profile("smoke"), config.profile("standard")
     assert smoke.synthetic_speakers < standard.synthetic_speakers
     assert standard.synthetic_speakers * 36 * 2 >= 12_000
+
+
+def test_what_many_wait_for_is_trained_first_and_nothing_waits_for_a_whole_wave(study, monkeypatch):
+    """With one process: an aside that nobody needs comes last, though it was named first and needs nothing."""
+    aside = dataclasses.replace(BASELINE, name="aside", training=dataclasses.replace(QUICK, epochs=1))
+    taken, in_earnest = [], workers._in_parallel
+
+    def noted(take):
+        def and_note(most: int) -> list:
+            chosen = take(most)
+            taken.extend(one.label for one in chosen)
+            return chosen
+
+        return in_earnest(and_note)
+
+    monkeypatch.setattr(workers, "_in_parallel", noted)
+    monkeypatch.setattr(workers, "cpu_count", lambda: 1)
+    run(study, [aside, BASELINE, STUDENT])
+    assert taken == [f"{name}-seed{seed}" for name in ("baseline", "student", "aside") for seed in (0, 1)]
+    assert workers._epochs_that_wait([aside, BASELINE, STUDENT]) == {"baseline": 4, "student": 2, "aside": 1}
