@@ -390,4 +390,4 @@ def test_what_many_wait_for_is_trained_first_and_nothing_waits_for_a_whole_wave(
     monkeypatch.setattr(workers, "cpu_count", lambda: 1)
     run(study, [aside, BASELINE, STUDENT])
     assert taken == [f"{name}-seed{seed}" for name in ("baseline", "student", "aside") for seed in (0, 1)]
-    assert workers._epochs_that_wait([aside, BASELINE, STUDENT]) == {"baseline": 4, "student": 2, "aside": 1}
+    assert workers._epochs_that_wait([aside, BASELINE, STUDENT]) == {"baseline": 80, "student": 40, "aside": 1}
