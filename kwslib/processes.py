@@ -21,14 +21,12 @@ from pathlib import Path
 from types import ModuleType
 
 from filelock import FileLock, Timeout
-from joblib.externals.loky.process_executor import ProcessPoolExecutor as Pool  # it notices a worker that was killed
-from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from kwslib import paths
 
 PATIENCE_S = 5.0  # what a killed run's kernel and helpers may take to notice
 IDLE_S = 300
-_pools: dict[int, Pool] = {}  # of ``workers``, by how many they are
+_pools: dict = {}  # of ``workers``, by how many they are
 
 
 class Busy(RuntimeError):
@@ -128,11 +126,13 @@ def workers(n: int) -> Iterator[Callable[..., Future]]:
 
     They stay for the next time, until they were idle for a while. Whatever goes wrong here ends them at once.
     """
+    from joblib.externals.loky import process_executor  # unlike the standard one it notices a worker that was killed
+
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
     def submit(function: Callable, *arguments: object) -> Future:
         if _pools.get(n) is None:
-            _pools[n] = Pool(n, timeout=IDLE_S, env=threads)
+            _pools[n] = process_executor.ProcessPoolExecutor(n, timeout=IDLE_S, env=threads)
         return _pools[n].submit(_helping, os.getpid(), str(paths.home()), function, *arguments)
 
     try:
@@ -145,6 +145,8 @@ def workers(n: int) -> Iterator[Callable[..., Future]]:
 
 def was_killed(future: Future) -> bool:
     """Whether a call ended because its process did, or another one of ``workers``; the next calls get new ones."""
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
     if killed := isinstance(future.exception(), TerminatedWorkerError):
         _pools.clear()
     return killed
