@@ -1,11 +1,13 @@
 """A detector in whole numbers: against plain loops, against its float twin, and the same bits in numpy and torch."""
 
 import hashlib
+import re
 
 import numpy as np
 import pytest
 import torch
 
+from kwslib import paths
 from kwslib.data.features import SILENCE, LogMel
 from kwslib.nets.integer import LEVELS_PER_UNIT, IntegerNet
 from kwslib.nets.rivals import TimeNetConfig, build, folded
@@ -121,3 +123,12 @@ def test_the_bits_are_the_same_on_every_machine():
     scores = IntegerNet(net, 4, ramp).scores(ramp.reshape(1, -1))
     assert len(np.unique(scores)) > 20
     assert hashlib.sha256(scores.astype("<i8").tobytes()).hexdigest()[:16] == "c44adb04973fa118"
+
+
+def test_the_lines_of_the_page_on_detectors_run(monkeypatch, capsys):
+    monkeypatch.chdir(paths.ROOT)
+    page = (paths.ROOT / "docs" / "detector.md").read_text()
+    code = re.search(r"```python\n(from pathlib import Path\n.*?)```", page, re.DOTALL)[1]
+    exec(compile(code, "detector.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert len(re.findall(r"-?\d+\.\d*", printed)) > 100  # a score every 70 ms, after the first second
