@@ -105,6 +105,7 @@ def test_cost(trained, capsys):
     wanted = "params macs_per_clip thop_macs_batch128 thop_macs_batch128_with_bias macs_per_second state_dict_bytes"
     assert set(wanted.split()) | {"weights_bytes"} <= set(values)
     assert values["weights_bytes"] == 4 * values["params"]
+    assert values.pop("log_mel_macs_per_second") == 100 * 11_635
     record = trained.results().records[0]
     assert values.items() <= record["cost"].items()
 

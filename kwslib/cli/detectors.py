@@ -13,7 +13,7 @@ from tqdm import tqdm
 from kwslib import audio, metrics, paths
 from kwslib.cli import models, show
 from kwslib.cli.sounds import load_corpus
-from kwslib.config import FeatureConfig, describe
+from kwslib.config import SAMPLE_RATE, FeatureConfig, describe
 from kwslib.data import corpora, features
 from kwslib.data.features import LogMel
 from kwslib.nets import cost, crnn
@@ -59,9 +59,13 @@ def kws_score(options: argparse.Namespace) -> int:
 
 
 def kws_cost(options: argparse.Namespace) -> None:
-    """What the net of a checkpoint costs."""
-    model, _, _ = _open_checkpoint(options)
-    show({**cost.cost(model.config), **checkpoints.sizes(model)}, options.json)
+    """What the net of a checkpoint costs, and on a stream the log-mels that it reads."""
+    model, front_end, _ = _open_checkpoint(options)
+    log_mels = {}
+    if every := getattr(model.config, "every", 0):
+        frames_per_s = SAMPLE_RATE / front_end.hop_length / every
+        log_mels["log_mel_macs_per_second"] = round(front_end.macs_per_frame * frames_per_s)
+    show({**cost.cost(model.config), **log_mels, **checkpoints.sizes(model)}, options.json)
 
 
 def kws_evaluate(options: argparse.Namespace) -> None:
