@@ -40,7 +40,7 @@ def test_it_ends_with_the_table_and_the_page(reproduced):
     assert done.stdout.strip().endswith(str(folder / "index.html"))
     assert "a1-kd" in done.stdout and "Its figures mean nothing." in done.stdout
     results = pd.read_csv(folder / "results.csv")
-    assert len(results) == len(list((folder / "records").glob("*.json"))) == 142
+    assert len(results) == len(list((folder / "records").glob("*.json"))) == 153
     assert results["macs_per_clip"].max() == 932_224
     for name in page.NOTEBOOKS:
         assert (folder / "notebooks" / f"{name}.html").stat().st_size > 10_000
