@@ -25,6 +25,8 @@ from filelock import FileLock, Timeout
 from kwslib import paths
 
 PATIENCE_S = 5.0  # what a killed run's kernel and helpers may take to notice
+IDLE_S = 300
+_pools: dict = {}  # of ``workers``, by how many they are
 
 
 class Busy(RuntimeError):
@@ -122,28 +124,32 @@ def _helping(parent: int, home: str, function: Callable, *arguments):
 def workers(n: int) -> Iterator[Callable[..., Future]]:
     """What starts a call in one of so many processes of one thread; they end soon after this one, however it ends.
 
-    They are joblib's, which also compute what ``helped`` calls want. Whatever goes wrong here ends them at once.
+    They stay for the next time, until they were idle for a while. Whatever goes wrong here ends them at once.
     """
-    from joblib import Parallel, delayed
-    from joblib.externals.loky import get_reusable_executor
+    from joblib.externals.loky import process_executor  # unlike the standard one it notices a worker that was killed
+
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
     def submit(function: Callable, *arguments: object) -> Future:
-        Parallel(max(2, n))([delayed(int)()])  # starts them, as joblib does, where they are not there
-        pool = get_reusable_executor(max(2, n), reuse=True)
-        return pool.submit(_helping, os.getpid(), str(paths.home()), function, *arguments)
+        if _pools.get(n) is None:
+            _pools[n] = process_executor.ProcessPoolExecutor(n, timeout=IDLE_S, env=threads)
+        return _pools[n].submit(_helping, os.getpid(), str(paths.home()), function, *arguments)
 
     try:
         yield submit
     except BaseException:
-        get_reusable_executor(max(2, n), reuse=True).shutdown(kill_workers=True)
+        if pool := _pools.pop(n, None):
+            pool.shutdown(kill_workers=True)
         raise
 
 
 def was_killed(future: Future) -> bool:
     """Whether a call ended because its process did, or another one of ``workers``; the next calls get new ones."""
-    from joblib.externals.loky.process_executor import ShutdownExecutorError, TerminatedWorkerError
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    return isinstance(future.exception(), ShutdownExecutorError | TerminatedWorkerError)
+    if killed := isinstance(future.exception(), TerminatedWorkerError):
+        _pools.clear()
+    return killed
 
 
 @contextmanager
