@@ -31,7 +31,6 @@ SIZES = {
     "TimeNet": TimeNetConfig(),
     "another TimeNet": TimeNetConfig((7, 5), (5, 3), (2, 3)),
     "a folded TimeNet": FoldedTimeNetConfig((7, 5), (5, 3), (2, 3)),
-    "every second frame": TimeNetConfig((7, 5), (5, 3), (2, 3), hop_ms=20),
     "every sixth frame": TimeNetConfig((7, 5), (4, 3), (1, 1), hop_ms=60),
     "CRNN": CRNNConfig(),
     "RNN": CRNNConfig(3, hidden_size=20, gru_num_layers=1, attention_size=5, cell="rnn"),
