@@ -257,6 +257,7 @@ print(json.dumps(kills.stable(paths.home())))
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 def test_a_full_disk_stops_a_run_with_a_sentence_and_damages_nothing(study, folder, home, tmp_path):
     done = confined(FULL_DISK, tmp_path / "small", str(folder))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -283,6 +284,7 @@ assert before == kills.stable(paths.home())
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 def test_read_only_checkpoints_can_be_used_and_are_left_alone(folder, tmp_path):
     done = confined(READ_ONLY, tmp_path / "small", str(folder))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -307,6 +309,7 @@ def test_wandb_without_key_and_network_costs_a_warning_at_most(study, monkeypatc
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 def test_hash_seed_language_cores_and_a_path_with_spaces_change_no_byte(folder, tmp_path):
     log = tmp_path / "log"
     command = kills.commands(folder, make=False)

@@ -39,6 +39,7 @@ def kill_when_busy(pid: int, folder) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.proof
 def test_a_cluster_gives_the_same_records_and_survives_the_loss_of_a_worker(folder, home, tmp_path, monkeypatch):
     study = open_study(str(folder), "go", "speaker", "smoke", seeds=2)
     run(study, EXPERIMENTS)
@@ -58,6 +59,7 @@ def test_a_cluster_gives_the_same_records_and_survives_the_loss_of_a_worker(fold
     assert records.load(study.name)[0]["run"]["latency_ms_per_step"] > 0
 
 
+@pytest.mark.proof
 def test_an_address_without_a_scheduler_and_workers_with_threads_are_refused(folder, monkeypatch):
     study = open_study(str(folder), "go", "speaker", "smoke", seeds=1)
     monkeypatch.setenv("KWS_CLUSTER", "tcp://127.0.0.1:9")
