@@ -37,6 +37,20 @@ class FeatureConfig:
         return CLIP_SAMPLES // self.hop_length + 1
 
     @property
+    def span(self) -> int:
+        """Samples of a frame and, where hops are longer, of what lies before it in its hop."""
+        return max(self.n_fft, self.hop_length)
+
+    @property
+    def macs_per_second(self) -> int:
+        """Multiply-accumulates of a second of stream.
+
+        >>> FeatureConfig().macs_per_second, FeatureConfig(hop_length=1120).macs_per_second
+        (1163500, 166214)
+        """
+        return round(self.macs_per_frame * SAMPLE_RATE / self.hop_length)
+
+    @property
     def macs_per_frame(self) -> int:
         """Multiply-accumulates of one log-mel frame; a complex one is 4.
 

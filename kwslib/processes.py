@@ -13,7 +13,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -26,7 +26,6 @@ from kwslib import paths
 
 PATIENCE_S = 5.0  # what a killed run's kernel and helpers may take to notice
 IDLE_S = 300
-_pools: dict = {}  # of ``workers``, by how many they are
 
 
 class Busy(RuntimeError):
@@ -114,32 +113,36 @@ def helped(function: Callable) -> Callable:
     return functools.partial(delayed(_helping), os.getpid(), str(paths.home()), function)
 
 
+def in_helpers(function: Callable, calls: Iterable[tuple], in_order: bool = False) -> Iterator:
+    """What a function says of each call's arguments; never in this process, which may not compute pinned."""
+    from joblib import Parallel, cpu_count
+
+    work = (helped(function)(*arguments) for arguments in calls)
+    return Parallel(max(2, cpu_count()), return_as="generator" if in_order else "generator_unordered")(work)
+
+
 def _helping(parent: int, home: str, function: Callable, *arguments):
     os.environ["KWS_HOME"] = home  # a helper may have been started for another home
     end_with(parent)
     return function(*arguments)
 
 
+@functools.cache
+def _pool(n: int):
+    from joblib.externals.loky.process_executor import ProcessPoolExecutor  # it notices a worker that was killed
+
+    threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    return ProcessPoolExecutor(n, timeout=IDLE_S, env=dict.fromkeys(threads, "1"))
+
+
 @contextmanager
 def workers(n: int) -> Iterator[Callable[..., Future]]:
-    """What starts a call in one of so many processes of one thread; they end soon after this one, however it ends.
-
-    They stay for the next time, until they were idle for a while. Whatever goes wrong here ends them at once.
-    """
-    from joblib.externals.loky import process_executor  # unlike the standard one it notices a worker that was killed
-
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-
-    def submit(function: Callable, *arguments: object) -> Future:
-        if _pools.get(n) is None:
-            _pools[n] = process_executor.ProcessPoolExecutor(n, timeout=IDLE_S, env=threads)
-        return _pools[n].submit(_helping, os.getpid(), str(paths.home()), function, *arguments)
-
+    """What starts a call in one of so many processes of one thread; they end with this one, or when it fails here."""
     try:
-        yield submit
+        yield lambda *call: _pool(n).submit(_helping, os.getpid(), str(paths.home()), *call)
     except BaseException:
-        if pool := _pools.pop(n, None):
-            pool.shutdown(kill_workers=True)
+        _pool(n).shutdown(kill_workers=True)
+        _pool.cache_clear()
         raise
 
 
@@ -148,7 +151,7 @@ def was_killed(future: Future) -> bool:
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     if killed := isinstance(future.exception(), TerminatedWorkerError):
-        _pools.clear()
+        _pool.cache_clear()
     return killed
 
 

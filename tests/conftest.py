@@ -59,3 +59,22 @@ def write_tones(root: Path) -> Path:
 def folder(tmp_path) -> Path:
     """The folder corpus of ``write_tones``, new for every test."""
     return write_tones(tmp_path / "tones")
+
+
+@pytest.fixture
+def trained(monkeypatch) -> list[str]:
+    """Labels of what was trained, as it happens."""
+    from kwslib.lab import workers  # not every test needs it
+
+    labels, in_earnest = [], workers._in_parallel
+
+    def noted(take):
+        def and_note(most: int) -> list:
+            chosen = take(most)
+            labels.extend(one.label for one in chosen)
+            return chosen
+
+        return in_earnest(and_note)
+
+    monkeypatch.setattr(workers, "_in_parallel", noted)
+    return labels

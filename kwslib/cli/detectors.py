@@ -13,10 +13,11 @@ from tqdm import tqdm
 from kwslib import audio, metrics, paths
 from kwslib.cli import models, show
 from kwslib.cli.sounds import load_corpus
-from kwslib.config import SAMPLE_RATE, FeatureConfig, describe
+from kwslib.config import CRNNConfig, FeatureConfig, describe
 from kwslib.data import corpora, features
 from kwslib.data.features import LogMel
 from kwslib.nets import cost, crnn
+from kwslib.nets.rivals import TimeNetConfig, read_by
 from kwslib.streaming import export, listen, tracks
 from kwslib.streaming.decision import Decision, outcome, read_decision
 from kwslib.streaming.events import most_fa_per_h, score_tracks
@@ -60,11 +61,9 @@ def kws_score(options: argparse.Namespace) -> int:
 
 def kws_cost(options: argparse.Namespace) -> None:
     """What the net of a checkpoint costs, and on a stream the log-mels that it reads."""
-    model, front_end, _ = _open_checkpoint(options)
-    log_mels = {}
-    if every := getattr(model.config, "every", 0):
-        frames_per_s = SAMPLE_RATE / front_end.hop_length / every
-        log_mels["log_mel_macs_per_second"] = round(front_end.macs_per_frame * frames_per_s)
+    model, _, _ = _open_checkpoint(options)
+    on_stream = isinstance(model.config, CRNNConfig | TimeNetConfig)
+    log_mels = {"log_mel_macs_per_second": read_by(model.config).macs_per_second} if on_stream else {}
     show({**cost.cost(model.config), **log_mels, **checkpoints.sizes(model)}, options.json)
 
 

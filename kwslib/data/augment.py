@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from joblib import Parallel, cpu_count
 from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
@@ -19,7 +18,7 @@ from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, FeatureConfig, identity
 from kwslib.data.corpora import Corpus
 from kwslib.data.features import SILENCE, LogMel, from_int16, n_frames, new_array, one_thread, prepared
 from kwslib.data.features import VERSION as LOGMELS_VERSION
-from kwslib.processes import helped, made_once
+from kwslib.processes import in_helpers, made_once
 
 FRAME = 320  # samples of a 20-ms frame, the grain at which speech is told from silence
 VERSION = 3  # raise it when the same recipe would give other views
@@ -221,11 +220,11 @@ def bank(
             shape = (views, len(rows), features.n_mels, n_frames(features))
             with new_array(path, np.float16, shape) as out:
                 blocks = [(v, slice(i, i + 2048)) for v in range(views) for i in range(0, len(rows), 2048)]
-                work = Parallel(max(2, cpu_count()), return_as="generator_unordered")(  # never in this process
-                    helped(_view_block)(corpus, rows[block], others, (v, block.start), config, features, out[v, block])
+                calls = (
+                    (corpus, rows[block], others, (v, block.start), config, features, out[v, block])
                     for v, block in blocks
                 )
-                for _ in tqdm(work, desc="augmented views", total=len(blocks), unit="block"):
+                for _ in tqdm(in_helpers(_view_block, calls), desc="augmented views", total=len(blocks), unit="block"):
                     pass
     return np.load(path, mmap_mode="r")
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from joblib import Parallel, cpu_count
 from torch import Tensor, nn
 from torchaudio.transforms import MelSpectrogram
 from tqdm.auto import tqdm
@@ -18,7 +17,7 @@ from tqdm.auto import tqdm
 from kwslib import paths
 from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, FeatureConfig, identity
 from kwslib.data.corpora import Corpus
-from kwslib.processes import helped, made_once
+from kwslib.processes import in_helpers, made_once
 
 VERSION = 3  # raise it when the same samples would give other log-mels
 ROWS = 8  # frames in one product: of more, OpenBLAS rounds by their place, and a frame would depend on its neighbours
@@ -90,9 +89,8 @@ def logmels(corpus: Corpus, config: FeatureConfig = FeatureConfig(), block: int 
             n = len(corpus.clips)
             with new_array(path, np.float32, (n, config.n_mels, n_frames(config))) as out:
                 blocks = [slice(i, i + block) for i in range(0, n, block)]
-                calls = (helped(_block)(corpus.waveforms[part], config, out[part]) for part in blocks)
-                work = Parallel(max(2, cpu_count()), return_as="generator_unordered")(calls)  # never in this process
-                for _ in tqdm(work, desc="log-mels", total=len(blocks), unit="block"):
+                calls = ((corpus.waveforms[part], config, out[part]) for part in blocks)
+                for _ in tqdm(in_helpers(_block, calls), desc="log-mels", total=len(blocks), unit="block"):
                     pass
     return np.load(path, mmap_mode="r")
 

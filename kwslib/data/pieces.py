@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from joblib import Parallel, cpu_count
 from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
@@ -26,7 +25,7 @@ from kwslib.data.corpora import Corpus
 from kwslib.data.features import VERSION as LOGMELS_VERSION
 from kwslib.data.features import LogMel, from_int16, n_frames, new_array, one_thread, prepared
 from kwslib.data.synthesis import COLOURS, coloured_noise
-from kwslib.processes import helped, in_fresh_process, in_fresh_processes, made_once
+from kwslib.processes import in_fresh_process, in_fresh_processes, in_helpers, made_once
 
 FRAMES = n_frames(FeatureConfig()) - 1  # of each second; the first frame of all has heard nothing yet
 VERSION = 4  # raise it when the same recipe would give other pieces
@@ -193,13 +192,11 @@ def bank(
             # The labels get their name first: where there are pieces, there are labels.
             with new_array(path, np.float16, shape) as out, new_array(labels, np.int8, (n, recipe.clips)) as said:
                 blocks = [slice(start, start + BLOCK) for start in range(0, n, BLOCK)]
-                work = Parallel(max(2, cpu_count()), return_as="generator_unordered")(  # never in this process
-                    helped(_block)(
-                        corpus, rows, is_keyword, said_all_day, block.start, recipe, words, out[block], said[block]
-                    )
+                calls = (
+                    (corpus, rows, is_keyword, said_all_day, block.start, recipe, words, out[block], said[block])
                     for block in blocks
                 )
-                for _ in tqdm(work, desc="pieces of stream", total=len(blocks), unit="block"):
+                for _ in tqdm(in_helpers(_block, calls), desc="pieces of stream", total=len(blocks), unit="block"):
                     pass
     return np.load(path, mmap_mode="r"), np.load(labels)
 

@@ -19,7 +19,7 @@ import pandas as pd
 from torch import nn
 
 from kwslib import paths
-from kwslib.config import SAMPLE_RATE, FeatureConfig, SynthesisConfig, describe, profile
+from kwslib.config import SynthesisConfig, describe, profile
 from kwslib.data import corpora, synthesis
 from kwslib.data.augment import STRONG, WITHOUT_MASKS
 from kwslib.data.pieces import PieceConfig
@@ -29,7 +29,7 @@ from kwslib.lab.study import ExperimentError, Study, refuse_to_overwrite
 from kwslib.lab.workers import run
 from kwslib.nets import crnn
 from kwslib.nets.losses import Labels, SoftTargets
-from kwslib.nets.rivals import TimeNetConfig
+from kwslib.nets.rivals import TimeNetConfig, read_by
 from kwslib.processes import in_fresh_process
 from kwslib.results import records
 from kwslib.streaming import events, export, player, tracks
@@ -218,7 +218,7 @@ def card(study: Study, record: dict, model: nn.Module, n_bytes: int, doubted: li
         file=paths.slug(study.keyword),
         n_bytes=n_bytes,
         macs=record["cost"]["macs_per_second"],
-        logmel_macs=FeatureConfig().macs_per_frame * SAMPLE_RATE // (FeatureConfig().hop_length * model.config.every),
+        logmel_macs=read_by(model.config).macs_per_second,
         voices=len(list(filter(synthesis.is_voice, train))),
         recordings=len(taught),
         recorded=taught["speaker"].nunique() if recorded.names_tell_speakers else None,

@@ -5,7 +5,6 @@ a database: a sweep goes on where it stopped, and any number of workers, on this
 share one. Selection is on val; nothing here looks at the test part.
 """
 
-import os
 import re
 from dataclasses import replace
 
@@ -89,7 +88,7 @@ def sweep(
     question = f"{study.name}-{identity(data, features.VERSION, augment.VERSION, WITHOUT_MASKS, training, teacher)}"
     database = _database(question, storage)
     jobs = min(cpu_count(), trials)
-    what = study, question, trials, max_macs, training, storage, teacher, str(paths.home())
+    what = study, question, trials, max_macs, training, storage, teacher
     Parallel(n_jobs=jobs)(processes.helped(_work)(*what, worker) for worker in range(jobs))
     return table(study, database)
 
@@ -127,9 +126,8 @@ def _is_trained(trial: optuna.trial.FrozenTrial) -> bool:
     return trial.state.is_finished() and "best_val_au_fa_fr" in trial.user_attrs
 
 
-def _work(study, question, trials, max_macs, training, storage, teacher, home: str, worker: int) -> None:
+def _work(study, question, trials, max_macs, training, storage, teacher, worker: int) -> None:
     """One process: ask for a proposal, price it, train it, tell how good it was; until there are enough."""
-    os.environ["KWS_HOME"] = home
     torch.set_num_threads(1)
     database = _database(question, storage)
     database.sampler = optuna.samplers.TPESampler(seed=len(database.trials) * 1000 + worker)

@@ -35,7 +35,7 @@ from kwslib.lab.run import (
     takes_published,
 )
 from kwslib.lab.study import ExperimentError, Results, Study
-from kwslib.results import records, tracking
+from kwslib.results import records, sentences, tracking
 from kwslib.training import checkpoints, compact
 
 SHORT_OF_MEMORY = "out of memory: "
@@ -85,24 +85,31 @@ def _run(study: Study, experiments: Sequence[Experiment]) -> dict[str, str]:
         records.note_failure(study.name, *paths.split_label(label), error)
         _drop_unless_done(by_label[label])  # of another recipe: it must not be averaged with the seeds that went well
 
+    def settled(one: Run) -> bool:
+        """Whether nothing is to be done: it failed, or what it needs did, or it has a result, which is loaded."""
+        if one.label not in failures and (broken := one.needed_labels.intersection(failures)):
+            fail(one.label, f"needs {', '.join(sorted(broken))}, which failed")
+        if one.label in failures:
+            return True
+        if source := "loaded" if one.is_done() else _take(one):
+            counts.update({"loaded", source})
+            refresh(one)
+            return True
+        counts["to train"] += 1
+        return False
+
     def take(most: int) -> list[Run]:
         """Runs to train now, at most so many, the most urgent first. What has a result is loaded on the way."""
         while ready := {one.label for one in waiting if not one.needed_labels & open_}:
             todo = []
-            for one in [by_label[label] for label in by_label if label in ready]:
-                if one.label not in failures and (broken := one.needed_labels.intersection(failures)):
-                    fail(one.label, f"needs {', '.join(sorted(broken))}, which failed")
-                if one.label not in failures:
-                    source = "" if one.is_done() else _take(one) or "to train"
-                    counts.update(["to train"] if source == "to train" else ["loaded", source])
-                    if source == "to train":
-                        todo.append(one)
-                        continue
-                    refresh(one)
-                open_.discard(one.label)
-                bar.update()
+            for one in [one for one in waiting if one.label in ready]:
+                if settled(one):
+                    open_.discard(one.label)
+                    bar.update()
+                else:
+                    todo.append(one)
             waiting[:] = [one for one in waiting if one.label not in ready]
-            bar.set_postfix_str(_said(counts))
+            bar.set_postfix_str(sentences.say_runs(counts))
             _prepare_data(study, todo)
             _drop_other_recipes(todo)
             queue.extend(todo)
@@ -120,7 +127,7 @@ def _run(study: Study, experiments: Sequence[Experiment]) -> dict[str, str]:
             open_.discard(label)
             trained.append(by_label[label])
             counts["failed" if error else "trained"] += 1
-            bar.set_postfix_str(f"{_said(counts)}: {label}", refresh=False)
+            bar.set_postfix_str(f"{sentences.say_runs(counts)}: {label}", refresh=False)
             bar.update()
             if error:
                 fail(label, error)
@@ -145,19 +152,6 @@ def _epochs_that_wait(experiments: Sequence[Experiment]) -> dict[str, int]:
     for name in reversed(order):
         chain[name] = own[name] + max((chain[other] for other in order if name in needs[other]), default=0)
     return chain
-
-
-def _said(counts: Counter) -> str:
-    """How many runs were loaded, and how many of those that are to be trained already were.
-
-    >>> _said(Counter({"loaded": 5, "published": 3, "to train": 3, "trained": 1}))
-    '5 loaded (3 published), 1 of 3 trained'
-    """
-    sources = [f"{counts[source]} {source}" for source in ("earlier", "published") if counts[source]]
-    loaded = f"{counts['loaded']} loaded" + (f" ({', '.join(sources)})" if sources else "")
-    failed = f", {counts['failed']} failed" if counts["failed"] else ""
-    trained = f"{counts['trained']} of {counts['to train']} trained" if counts["to train"] else "nothing to train"
-    return f"{loaded}, {trained}{failed}"
 
 
 def _take(one: Run) -> str:

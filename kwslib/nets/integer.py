@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kwslib.config import FeatureConfig
 from kwslib.data.features import SILENCE, LogMel, n_frames
-from kwslib.nets.rivals import FoldedTimeNet, TimeNet, folded
+from kwslib.nets.rivals import FoldedTimeNet, TimeNet, folded, read_by
 
 LEVELS_PER_UNIT = 32  # of a log-mel, natural logarithm; level 0 is silence
 SCORE_BITS = 12  # a score of 1 is 4,096
@@ -81,9 +81,8 @@ class IntegerNet:
 
     def __init__(self, net: TimeNet, bits: int, samples: np.ndarray):
         net = net if isinstance(net, FoldedTimeNet) else folded(net)
-        config, front_end = net.config, LogMel(FeatureConfig(n_mels=net.config.n_mels))
-        self.n_fft, self.hop = front_end.config.n_fft, config.every * front_end.config.hop_length
-        self.span = max(self.n_fft, self.hop)
+        config, front_end = net.config, LogMel(read_by(net.config))
+        self.n_fft, self.hop, self.span = (getattr(front_end.config, of) for of in ("n_fft", "hop_length", "span"))
         self.kernels, self.strides = config.kernels, config.strides
         self.window_steps = config.n_steps(n_frames(FeatureConfig()))
         self.window = np.round(front_end.mel.spectrogram.window.double().numpy() * 2**15).astype(np.int64)
@@ -124,7 +123,7 @@ class IntegerNet:
         """
         audio, *caches = state
         audio, kept = _cat([audio, samples], 1), []
-        n_new = max(0, (audio.shape[1] - self.span) // self.hop + 1)
+        n_new = n_frames_new = max(0, (audio.shape[1] - self.span) // self.hop + 1)
         x = self._levels(audio) if n_new else caches[0]
         for i, cache in enumerate(caches[:-1]):
             x = _cat([cache, x], 2) if n_new else cache
@@ -135,8 +134,7 @@ class IntegerNet:
         outputs = _cat([caches[-1], x], 2) if n_new else caches[-1]
         n_scores = max(0, outputs.shape[2] - self.window_steps + 1)
         sums = sum(outputs[:, :, k : k + n_scores] for k in range(self.window_steps))
-        frames = max(0, (audio.shape[1] - self.span) // self.hop + 1)
-        return self.head.summed(sums), [audio[:, frames * self.hop :], *kept, outputs[:, :, n_scores:]]
+        return self.head.summed(sums), [audio[:, n_frames_new * self.hop :], *kept, outputs[:, :, n_scores:]]
 
     def scores(self, samples: Array) -> Array:
         """Of whole tracks, from the first step on that has heard a second: (B, N) int16 or int64 -> (B, S)."""

@@ -358,6 +358,11 @@ def build(config: Config) -> nn.Module:
     return NETS[type(config)](config)
 
 
+def read_by(config: CRNNConfig | TimeNetConfig) -> FeatureConfig:
+    """The log-mels that a net of these sizes reads on a stream: frames that it does not read are not computed."""
+    return FeatureConfig(n_mels=config.n_mels, hop_length=config.every * FeatureConfig().hop_length)
+
+
 def config_of(described: dict) -> Config:
     """The sizes that ``kwslib.config.describe`` wrote down.
 

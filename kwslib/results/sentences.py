@@ -1,5 +1,6 @@
 """What results say, as sentences to quote: all made from records."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import pandas as pd
@@ -181,3 +182,16 @@ def say_rivals(summary: pd.DataFrame, rivals: Sequence[str], student: str) -> st
         )
 
     return f"Just another small net: {'; '.join(map(said, rivals))}; {said(student)}."
+
+
+def say_runs(counts: Counter) -> str:
+    """How many runs were loaded, and how many of those that are to be trained already were.
+
+    >>> say_runs(Counter({"loaded": 5, "published": 3, "to train": 3, "trained": 1}))
+    '5 loaded (3 published), 1 of 3 trained'
+    """
+    sources = [f"{counts[source]} {source}" for source in ("earlier", "published") if counts[source]]
+    loaded = f"{counts['loaded']} loaded" + (f" ({', '.join(sources)})" if sources else "")
+    failed = f", {counts['failed']} failed" if counts["failed"] else ""
+    trained = f"{counts['trained']} of {counts['to train']} trained" if counts["to train"] else "nothing to train"
+    return f"{loaded}, {trained}{failed}"

@@ -14,13 +14,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from joblib import Parallel, cpu_count
 from torch import nn
 
 from kwslib.config import SAMPLE_RATE, FeatureConfig
 from kwslib.data.features import n_frames
 from kwslib.nets.crnn import keyword_score, step_logits
-from kwslib.processes import helped
+from kwslib.processes import in_helpers
 from kwslib.streaming.model import FIRST_S
 from kwslib.streaming.tracks import Track, Tracks
 from kwslib.training.quantize import INT8
@@ -230,8 +229,8 @@ def sphinx(tracks: Sequence[Track], keyword: str, thresholds: Sequence[float]) -
         NoSphinx: it is not installed, or its English dictionary does not have the keyword.
     """
     _sphinx_decoder(keyword, 1.0)  # complains now, not in another process
-    calls = [helped(_sphinx_fired)(track.samples, keyword, t) for t in thresholds for track in tracks]
-    results = iter(Parallel(n_jobs=cpu_count())(calls))
+    calls = ((track.samples, keyword, threshold) for threshold in thresholds for track in tracks)
+    results = in_helpers(_sphinx_fired, calls, in_order=True)
     rows = []
     for threshold in thresholds:
         found = [next(results) for _ in tracks]

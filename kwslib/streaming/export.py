@@ -89,7 +89,7 @@ class Detector(nn.Module):
         self.scale, self.offset = decision.scale, decision.offset
         self.streaming, self.log_mel = streaming, _LogMel(streaming.front_end, keep_tables)
         config, front_end = streaming.model.config, streaming.front_end.config
-        self.overlap = max(0, front_end.n_fft - front_end.hop_length)  # of a frame with the samples before its hop
+        self.overlap = front_end.span - front_end.hop_length  # of a frame with the samples before its hop
         self.hop = config.stride[1] // config.every * front_end.hop_length
         self.n_caches = len(streaming.model.initial_caches(1))
         self.recurs = streaming.model.initial_state(1).numel() > 0

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kwslib.config import CLIP_SAMPLES, SAMPLE_RATE, FeatureConfig
 from kwslib.data.features import LogMel, n_frames
 from kwslib.nets.crnn import keyword_score, windowed_logits
+from kwslib.nets.rivals import read_by
 from kwslib.training.quantize import INT8
 
 FIRST_S = 0.95  # what comes earlier is no score yet: a stream that just began has not heard a word, but fewer steps
@@ -64,9 +65,7 @@ class StreamingModel(nn.Module):
         if framing != "causal":
             raise ValueError(f"a stream needs a model trained with causal framing, this one has {framing!r}")
         self.model = model.eval()
-        hop = config.every * FeatureConfig().hop_length  # frames that the net does not read are not computed
-        self.front_end = LogMel(FeatureConfig(n_mels=config.n_mels, hop_length=hop))
-        self.span = max(hop, self.front_end.config.n_fft)  # samples of a frame and of those before it in its hop
+        self.front_end = LogMel(read_by(config))
         self.window = config.n_steps(n_frames(FeatureConfig())) if max_window_length is None else max_window_length
         if self.window < 1:
             raise ValueError(f"max_window_length must be at least 1 step, not {self.window}")
@@ -78,7 +77,7 @@ class StreamingModel(nn.Module):
         """A stream that has heard nothing; resetting a stream means taking this again."""
         config = self.model.config
         return State(
-            samples=torch.zeros(batch, self.span),  # causal framing: silence before the start
+            samples=torch.zeros(batch, self.front_end.config.span),  # causal framing: silence before the start
             caches=self.model.initial_caches(batch),
             hidden=self.model.initial_state(batch),
             outputs=torch.zeros(batch, 0, config.hidden_size, dtype=self.dtype),
@@ -124,11 +123,11 @@ class StreamingModel(nn.Module):
 
     def _take_frames(self, audio: Tensor) -> tuple[Tensor, Tensor]:
         """Split audio into what must be kept and the log-mel frames that are complete."""
-        n_fft, hop = self.front_end.config.n_fft, self.front_end.config.hop_length
-        new = max(0, (audio.shape[1] - self.span) // hop + 1)
+        n_fft, hop, span = (getattr(self.front_end.config, of) for of in ("n_fft", "hop_length", "span"))
+        new = max(0, (audio.shape[1] - span) // hop + 1)
         if new == 0:
             return audio, torch.zeros(len(audio), self.model.config.n_mels, 0)
-        return audio[:, new * hop :].clone(), self.front_end.frames(audio[:, self.span - n_fft :])
+        return audio[:, new * hop :].clone(), self.front_end.frames(audio[:, span - n_fft :])
 
     def step_times_s(self, first: int, n_steps: int) -> np.ndarray:
         """When each step's last sample arrived, in seconds since the stream began."""

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from joblib import Parallel, cpu_count
 from tqdm.auto import tqdm
 
 from kwslib import audio, paths
@@ -25,7 +24,7 @@ from kwslib.data.features import VERSION as LOGMELS_VERSION
 from kwslib.data.features import LogMel, from_int16, new_array, one_thread, prepared
 from kwslib.data.pieces import TALK_VERSION, TURN_S, noise, talk
 from kwslib.data.synthesis import COLOURS
-from kwslib.processes import helped, made_once
+from kwslib.processes import in_helpers, made_once
 
 
 class Track(NamedTuple):
@@ -325,8 +324,8 @@ def prepare(corpus: Corpus, rows: Sequence[int], keyword: str, spec: StreamSpec,
             if spec.talk:
                 talk(corpus, keyword, part, spec.minutes * 60)  # before the others ask for it
             with new_array(path, np.float32, (FeatureConfig().n_mels, ends[-1])) as out:
-                calls = [helped(_track_logmels)(corpus, rows, keyword, spec, n, part) for n in range(len(seconds))]
-                tracks = Parallel(max(2, cpu_count()), return_as="generator")(calls)  # never in this process
+                calls = ((corpus, rows, keyword, spec, n, part) for n in range(len(seconds)))
+                tracks = in_helpers(_track_logmels, calls, in_order=True)
                 rendered = tqdm(tracks, desc="rendering a stream", total=len(seconds))
                 for end, (logmels, said) in zip(ends, rendered, strict=True):
                     out[:, end - logmels.shape[1] : end] = logmels

@@ -7,7 +7,7 @@ import pytest
 
 from kwslib import paths
 from kwslib.config import CRNNConfig
-from kwslib.lab import reproduce, verify, workers
+from kwslib.lab import reproduce, verify
 from kwslib.lab.run import Experiment
 from kwslib.lab.study import ExperimentError, open_study
 from kwslib.lab.workers import run
@@ -32,23 +32,6 @@ WARM = dataclasses.replace(COLD, losses=(Labels(0.4), SoftTargets(0.6, 2.0)))
 @pytest.fixture
 def study(folder):
     return open_study(str(folder), "go", "speaker", "smoke", seeds=1)
-
-
-@pytest.fixture
-def trained(monkeypatch) -> list[str]:
-    """Labels of what was trained, as it happens."""
-    labels, in_earnest = [], workers._in_parallel
-
-    def noted(take):
-        def and_note(most: int) -> list:
-            chosen = take(most)
-            labels.extend(one.label for one in chosen)
-            return chosen
-
-        return in_earnest(and_note)
-
-    monkeypatch.setattr(workers, "_in_parallel", noted)
-    return labels
 
 
 def publish(study, tmp_path, monkeypatch) -> None:

@@ -373,21 +373,10 @@ def test_a_profile_changes_sizes_only():
     assert standard.synthetic_speakers * 36 * 2 >= 12_000
 
 
-def test_what_many_wait_for_is_trained_first_and_nothing_waits_for_a_whole_wave(study, monkeypatch):
+def test_what_many_wait_for_is_trained_first_and_nothing_waits_for_a_whole_wave(study, trained, monkeypatch):
     """With one process: an aside that nobody needs comes last, though it was named first and needs nothing."""
     aside = dataclasses.replace(BASELINE, name="aside", training=dataclasses.replace(QUICK, epochs=1))
-    taken, in_earnest = [], workers._in_parallel
-
-    def noted(take):
-        def and_note(most: int) -> list:
-            chosen = take(most)
-            taken.extend(one.label for one in chosen)
-            return chosen
-
-        return in_earnest(and_note)
-
-    monkeypatch.setattr(workers, "_in_parallel", noted)
     monkeypatch.setattr(workers, "cpu_count", lambda: 1)
     run(study, [aside, BASELINE, STUDENT])
-    assert taken == [f"{name}-seed{seed}" for name in ("baseline", "student", "aside") for seed in (0, 1)]
+    assert trained == [f"{name}-seed{seed}" for name in ("baseline", "student", "aside") for seed in (0, 1)]
     assert workers._epochs_that_wait([aside, BASELINE, STUDENT]) == {"baseline": 80, "student": 40, "aside": 1}
